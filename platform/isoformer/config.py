@@ -1,0 +1,101 @@
+"""Configuration as frozen data, checked once, at the door.
+
+`load_yaml` reads a file, `with_overrides` applies `--set a.b=value`, and a `FrozenConfig` subclass checks the result.
+Each configuration class sits beside the code that it configures; `settings.py` puts them together for the command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from isoformer.errors import ConfigError
+
+
+class FrozenConfig(BaseModel):
+    """Base of all configuration: immutable, no unknown keys, defaults that are the tiny CPU run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    def edited(self, **changes: Any) -> Self:
+        """A checked copy with some fields replaced."""
+        return build(type(self), {**self.model_dump(), **changes})
+
+
+C = TypeVar("C", bound=BaseModel)
+
+
+def build(config_class: type[C], data: Mapping[str, Any], *, origin: str = "configuration") -> C:
+    """Check `data` against `config_class`; ConfigError names every offending key, its value and what is allowed."""
+    try:
+        return config_class.model_validate(dict(data))
+    except ValidationError as error:
+        lines = [f"{origin}: {_explained(item, config_class)}" for item in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping. ConfigError where the file is missing, unreadable or not a mapping."""
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: must be a mapping of keys to values, got {type(data).__name__}")
+    return data
+
+
+def with_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A copy of `data` with `section.key=value` overrides applied; values are read as YAML."""
+    result = _copied(data)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {override}: must be section.key=value")
+        target = result
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"--set {override}: {parent!r} is a value, not a section")
+        try:
+            target[leaf] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from None
+    return result
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The resolved configuration as YAML, to be saved with every artefact."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _copied(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in data.items()}
+
+
+def _explained(item: Any, config_class: type[BaseModel]) -> str:
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        known = _keys_at(config_class, item["loc"][:-1])
+        close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        return f"unknown key {path!r}{hint} allowed: {', '.join(known)}"
+    return f"{path}: {item['msg']}, got {item.get('input')!r}"
+
+
+def _keys_at(config_class: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    current: Any = config_class
+    for part in location:
+        fields = getattr(current, "model_fields", {})
+        current = fields[part].annotation if part in fields else None
+    return list(getattr(current, "model_fields", {}))

@@ -1,0 +1,76 @@
+"""Every error a user can cause or meet, in one tree.
+
+    IsoformerError
+    ├── InputError            a file, line, id, field or value that is not what was asked for
+    ├── ConfigError           a configuration key or value that is not allowed
+    ├── StorageError          a storage root that cannot be read or written
+    │   └── FingerprintError  an existing dataset that was made from something else
+    ├── EncoderError          weights or sequences that an encoder cannot take
+    └── ClusterError          Ray, or a worker, that cannot be had
+
+The command line prints these without a traceback and exits with status 2; anything else is a bug.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class IsoformerError(Exception):
+    """Base of all errors that are the input's, the configuration's or the surroundings', not the code's."""
+
+
+class ConfigError(IsoformerError):
+    """A configuration file or override that is not allowed."""
+
+
+class StorageError(IsoformerError):
+    """A storage root or object that cannot be read or written."""
+
+
+class FingerprintError(StorageError):
+    """A dataset that exists already, but was made from other inputs."""
+
+
+class EncoderError(IsoformerError):
+    """Weights or a sequence that an encoder cannot take."""
+
+
+class ClusterError(IsoformerError):
+    """A Ray cluster or worker that cannot be reached or does not do its part."""
+
+
+class InputError(IsoformerError):
+    """Bad input, named to the place: file, line or id, field, value, and what is allowed.
+
+    >>> str(InputError("negative TPM", file="x.tsv", line=3, field="Liver", value="-1", allowed="a number >= 0"))
+    "x.tsv, line 3, field 'Liver': negative TPM: got '-1'; allowed: a number >= 0"
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        file: str | Path | None = None,
+        line: int | None = None,
+        record: str | None = None,
+        field: str | None = None,
+        value: object = None,
+        allowed: str | Iterable[str] | None = None,
+    ) -> None:
+        where = [str(file)] if file is not None else []
+        where += [f"line {line}"] if line is not None else []
+        where += [record] if record is not None else []
+        where += [f"field {field!r}"] if field is not None else []
+        text = (", ".join(where) + ": " if where else "") + problem
+        if value is not None:
+            text += f": got {_shortened(value)}"
+        if allowed is not None:
+            text += f"; allowed: {allowed if isinstance(allowed, str) else ', '.join(allowed)}"
+        super().__init__(text)
+
+
+def _shortened(value: object, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
