@@ -1,0 +1,71 @@
+"""Connect to Ray: the cluster that a submitted job runs in, or a private one on this machine's loopback.
+
+The only module that starts Ray. Nothing here runs on import.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pydantic import Field
+
+from isoformer.config import FrozenConfig
+from isoformer.errors import ClusterError
+
+
+class RayConfig(FrozenConfig):
+    """Where the work runs. `address` null: the submitted job's own cluster, or else a local one."""
+
+    address: str | None = None
+    num_cpus: int = Field(default=4, ge=2, description="logical CPUs of a local cluster; below 4 some layouts wait")
+    object_store_mb: int = Field(default=256, ge=80)
+
+
+@contextmanager
+def ray_session(config: RayConfig) -> Iterator[None]:
+    """Ray for the length of a block; a Ray that was already there is used and left as it is."""
+    _quiet_environment()
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(**_init_arguments(config, address))
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(f"Ray at {address or 'this machine'} cannot be reached: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _init_arguments(config: RayConfig, address: str | None) -> dict[str, Any]:
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    if address:
+        return {"address": address, **common}
+    local = {
+        "num_cpus": config.num_cpus,
+        "include_dashboard": False,
+        "object_store_memory": config.object_store_mb << 20,
+    }
+    return {**local, **common}
+
+
+def _quiet_environment() -> None:
+    """Loopback only, token authentication, no usage statistics; what the user has set is kept."""
+    for name, value in {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_BACKEND_LOG_LEVEL": "fatal",
+        "RAY_DEDUP_LOGS": "1",
+        "RAY_TRAIN_V2_ENABLED": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,16 @@
+"""Fixtures that several areas share: one local Ray for the whole session, one real S3 server where asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from isoformer.ray_session import RayConfig, ray_session
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """A private Ray on loopback, started once: starting one takes about ten seconds."""
+    with ray_session(RayConfig(num_cpus=4, object_store_mb=200)):
+        yield
