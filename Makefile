@@ -1,0 +1,47 @@
+# One file to set up, try, check and test. Needs Python 3.11, pip and git; everything else goes into .venv.
+#   make demo     install, then the whole road on real data (needs no network after the installation)
+#   make test     install, then format, lint, types and tests
+# On a machine with a GPU:  UV_TORCH_BACKEND=auto make install   (and =cpu where no CPU wheel of torch is at hand)
+
+PYTHON ?= python3
+BIN := .venv/bin
+LOCK := platform/requirements.lock
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: install demo test check format lock clean
+
+install: .venv/installed
+
+.venv/installed: $(LOCK) pyproject.toml
+	@$(PYTHON) -c 'import sys; assert sys.version_info[:2] >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r $(LOCK)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	@touch $@
+
+demo: install
+	$(BIN)/isoformer demo $(ARGS)
+
+test: check
+	$(BIN)/python -m pytest -m "not chaos" $(ARGS)
+
+check: install
+	$(BIN)/ruff format --check platform jobs tests
+	$(BIN)/ruff check platform jobs tests
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff format platform jobs tests
+	$(BIN)/ruff check --fix platform jobs tests
+
+# Pin the newest versions that pyproject.toml allows. The local-version tag of a CPU wheel is taken off, so that the
+# same lock serves machines with and without a GPU.
+lock: install
+	$(BIN)/uv pip compile --quiet --python-version 3.11 --extra dev --extra dashboards --no-emit-find-links \
+		--no-emit-index-url --no-annotate --no-header pyproject.toml -o $(LOCK)
+	sed -i -e '/^nvidia-/d' -e '/^triton==/d' -e 's/^\(torch==[0-9.]*\)+cpu/\1/' $(LOCK)
+
+clean:
+	rm -rf .venv demo-output .mypy_cache .ruff_cache .hypothesis
