@@ -20,7 +20,9 @@ class RayConfig(FrozenConfig):
     """Where the work runs. `address` null: the submitted job's own cluster, or else a local one."""
 
     address: str | None = None
-    num_cpus: int = Field(default=4, ge=2, description="logical CPUs of a local cluster; below 4 some layouts wait")
+    num_cpus: int = Field(
+        default=4, ge=2, description="logical CPUs of a local cluster; below 4 some layouts wait"
+    )
     object_store_mb: int = Field(default=256, ge=80)
 
 
