@@ -1,0 +1,411 @@
+"""A storage root: a local folder or an S3 prefix, behind one narrow seam.
+
+`open_storage(uri)` returns an object with keys relative to the root, '/'-separated. The promise that
+everything else rests on: **an object appears whole or not at all**. Locally a hidden temporary file is flushed
+and renamed; on S3 the object is put in one request that carries a checksum. `if_absent=True` publishes only
+where nothing is there yet (a hard link locally, `If-None-Match: *` on S3): of several writers exactly one wins.
+
+Credentials come from where boto3 finds them (environment, profile, instance role), never from the URI; the
+endpoint from AWS_ENDPOINT_URL. A storage may be pickled to a worker: URI and endpoint travel, not credentials.
+Every failure is a StorageError that names the URI, what failed and how to mend it; its text holds no secret.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol
+from urllib.parse import unquote, urlsplit
+
+from isoformer.errors import StorageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TEMPORARY_PREFIX: Final = ".writing-"
+_COPY_BYTES: Final = 8 << 20
+_S3_PUT_LIMIT_BYTES: Final = 5 << 30
+"""S3 takes at most 5 GiB in one request, and one request is what makes a put atomic and checked."""
+
+
+class Storage(Protocol):
+    """Objects by key under one root. Every method raises StorageError where the root or the object fails."""
+
+    uri: str
+
+    def read_bytes(self, key: str) -> bytes:
+        """The whole object; StorageError where there is none."""
+        ...
+
+    def write_bytes(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
+        """Publish `data` whole; False (and nothing written) where `if_absent` and the key is taken."""
+        ...
+
+    def put_file(self, local_path: Path, key: str, *, if_absent: bool = False) -> bool:
+        """Publish a local file whole, in one go; False as for `write_bytes`. The local file stays."""
+        ...
+
+    def download(self, key: str, local_path: Path) -> Path:
+        """Copy an object to `local_path`, which appears whole or not at all."""
+        ...
+
+    def open_input(self, key: str) -> pa.NativeFile:
+        """Random access to an object, for `pyarrow.parquet.ParquetFile`."""
+        ...
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Keys that start with `prefix`, sorted; unfinished writes never show."""
+        ...
+
+    def exists(self, key: str) -> bool: ...
+
+    def size_bytes(self, key: str) -> int: ...
+
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is not there is no error."""
+        ...
+
+
+def open_storage(uri: str | Path) -> Storage:
+    """The storage at `s3://bucket/prefix`, `file:///folder` or a path. Nothing is created or asked yet."""
+    text = str(uri)
+    if text.startswith("s3://"):
+        parts = urlsplit(text)
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise StorageError(
+                "an s3:// root holds a bucket and a prefix only; give credentials in the environment "
+                "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or in a profile, not in the address"
+            )
+        if not parts.netloc:
+            raise StorageError(f"{text}: names no bucket; allowed: s3://bucket/prefix")
+        return S3Storage(parts.netloc, parts.path.strip("/"), os.environ.get("AWS_ENDPOINT_URL"))
+    if text.startswith("file://"):
+        return LocalStorage(Path(unquote(urlsplit(text).path)))
+    if "://" in text:
+        raise StorageError(
+            f"{text}: unknown kind of storage; allowed: s3://bucket/prefix, file:///folder, a path"
+        )
+    return LocalStorage(Path(text))
+
+
+class LocalStorage:
+    """A folder. A relative path is resolved once: a worker with another working folder sees the same."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(os.path.abspath(root.expanduser()))
+        self.uri = str(self.root)
+
+    def read_bytes(self, key: str) -> bytes:
+        with self._explained(key, "cannot be read"):
+            return self._path(key).read_bytes()
+
+    def write_bytes(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
+        with self._explained(key, "cannot be written"):
+            return _publish(self._path(key), lambda out: _write_all(out, data), if_absent)
+
+    def put_file(self, local_path: Path, key: str, *, if_absent: bool = False) -> bool:
+        with self._explained(key, "cannot be written"):
+            return _publish(self._path(key), lambda out: _copy(local_path, out), if_absent)
+
+    def download(self, key: str, local_path: Path) -> Path:
+        with self._explained(key, "cannot be read"):
+            source = self._path(key)
+            source.stat()
+        with _local_explained(local_path):
+            _publish(local_path, lambda out: _copy(source, out), False)
+        return local_path
+
+    def open_input(self, key: str) -> pa.NativeFile:
+        import pyarrow as pa
+
+        with self._explained(key, "cannot be read"):
+            return pa.memory_map(str(self._path(key)), "r")
+
+    def list(self, prefix: str = "") -> list[str]:
+        start = self.root / prefix.rpartition("/")[0]
+        with self._explained(prefix, "cannot be listed"):
+            found = [
+                Path(folder, name).relative_to(self.root).as_posix()
+                for folder, _, names in os.walk(start, onerror=_raise_unless_missing)
+                for name in names
+                if not name.startswith(TEMPORARY_PREFIX)
+            ]
+        return sorted(key for key in found if key.startswith(prefix))
+
+    def exists(self, key: str) -> bool:
+        with self._explained(key, "cannot be read"):
+            return self._path(key).is_file()
+
+    def size_bytes(self, key: str) -> int:
+        with self._explained(key, "cannot be read"):
+            return self._path(key).stat().st_size
+
+    def delete(self, key: str) -> None:
+        with self._explained(key, "cannot be deleted"):
+            self._path(key).unlink(missing_ok=True)
+
+    def abandoned(self) -> Sequence[Path]:
+        """Temporary files that killed writers left behind; readers never see them."""
+        return sorted(self.root.rglob(f"{TEMPORARY_PREFIX}*"))
+
+    def _path(self, key: str) -> Path:
+        return self.root / _checked_key(key)
+
+    def _explained(self, key: str, what: str) -> contextlib.AbstractContextManager[None]:
+        return _local_explained(self.root / key, what)
+
+
+class S3Storage:
+    """A prefix of a bucket, on AWS or any server that speaks S3 with conditional puts."""
+
+    def __init__(self, bucket: str, prefix: str, endpoint: str | None) -> None:
+        self.bucket, self.prefix, self.endpoint = bucket, prefix, endpoint
+        self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
+        self._client: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_client": None}
+
+    def read_bytes(self, key: str) -> bytes:
+        with self._explained(key, "cannot be read"):
+            return self._s3().get_object(Bucket=self.bucket, Key=self._key(key))["Body"].read()
+
+    def write_bytes(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
+        return self._put(key, data, if_absent)
+
+    def put_file(self, local_path: Path, key: str, *, if_absent: bool = False) -> bool:
+        size = local_path.stat().st_size
+        if size > _S3_PUT_LIMIT_BYTES:
+            raise StorageError(
+                f"{self.uri}/{key}: {size} bytes is over S3's 5 GiB for one put; use more shards"
+            )
+        with local_path.open("rb") as body:
+            return self._put(key, body, if_absent)
+
+    def download(self, key: str, local_path: Path) -> Path:
+        with self._explained(key, "cannot be read"):
+            body = self._s3().get_object(Bucket=self.bucket, Key=self._key(key))["Body"]
+            with _local_explained(local_path):
+                _publish(local_path, lambda out: _write_chunks(out, body.iter_chunks(_COPY_BYTES)), False)
+        return local_path
+
+    def open_input(self, key: str) -> pa.NativeFile:
+        from pyarrow import fs
+
+        self.size_bytes(key)  # explains a missing object or a refusal better than the file system does
+        credentials = self._session().get_credentials().get_frozen_credentials()
+        system = fs.S3FileSystem(
+            access_key=credentials.access_key,
+            secret_key=credentials.secret_key,
+            session_token=credentials.token,
+            region=self._session().region_name or "us-east-1",
+            endpoint_override=self.endpoint,
+            connect_timeout=10,
+        )
+        with self._explained(key, "cannot be read"):
+            return system.open_input_file(f"{self.bucket}/{self._key(key)}")
+
+    def list(self, prefix: str = "") -> list[str]:
+        cut = len(self.prefix) + 1 if self.prefix else 0
+        with self._explained(prefix, "cannot be listed"):
+            pages = self._s3().get_paginator("list_objects_v2")
+            start = f"{self.prefix}/{prefix}" if self.prefix else prefix
+            found = pages.paginate(Bucket=self.bucket, Prefix=start)
+            return sorted(item["Key"][cut:] for page in found for item in page.get("Contents", []))
+
+    def exists(self, key: str) -> bool:
+        from botocore.exceptions import ClientError
+
+        with self._explained(key, "cannot be read"):
+            try:
+                self._s3().head_object(Bucket=self.bucket, Key=self._key(key))
+            except ClientError as error:
+                if _status(error) != 404:
+                    raise
+                self._s3().head_bucket(
+                    Bucket=self.bucket
+                )  # a bucket that is missing must not look like an empty one
+                return False
+        return True
+
+    def size_bytes(self, key: str) -> int:
+        with self._explained(key, "cannot be read"):
+            return int(self._s3().head_object(Bucket=self.bucket, Key=self._key(key))["ContentLength"])
+
+    def delete(self, key: str) -> None:
+        with self._explained(key, "cannot be deleted"):
+            self._s3().delete_object(Bucket=self.bucket, Key=self._key(key))
+
+    def _put(self, key: str, body: bytes | BinaryIO, if_absent: bool) -> bool:
+        from botocore.exceptions import ClientError
+
+        condition = {"IfNoneMatch": "*"} if if_absent else {}
+        with self._explained(key, "cannot be written"):
+            try:
+                self._s3().put_object(
+                    Bucket=self.bucket, Key=self._key(key), Body=body, ChecksumAlgorithm="CRC32", **condition
+                )
+            except ClientError as error:
+                if if_absent and _status(error) in (
+                    409,
+                    412,
+                ):  # taken, or being taken by another writer just now
+                    return False
+                raise
+        return True
+
+    def _key(self, key: str) -> str:
+        return f"{self.prefix}/{_checked_key(key)}" if self.prefix else _checked_key(key)
+
+    def _session(self) -> Any:
+        import boto3
+
+        return boto3.session.Session()
+
+    def _s3(self) -> Any:
+        if self._client is None:
+            from botocore.config import Config
+
+            retries: dict[str, Any] = {"mode": "standard"}  # backs off with jitter
+            if "AWS_MAX_ATTEMPTS" not in os.environ:
+                retries["total_max_attempts"] = 6
+            config = Config(retries=retries, connect_timeout=10, read_timeout=120)
+            region = self._session().region_name or "us-east-1"
+            self._client = self._session().client(
+                "s3", endpoint_url=self.endpoint, region_name=region, config=config
+            )
+        return self._client
+
+    @contextmanager
+    def _explained(self, key: str, what: str) -> Iterator[None]:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except (BotoCoreError, ClientError, OSError, ValueError) as error:
+            where = f"{self.uri}/{key}".rstrip("/")
+            raise StorageError(f"{where}: {what}: {_s3_reason(error, self.bucket, self.endpoint)}") from None
+
+
+def _checked_key(key: str) -> str:
+    if not key or key.startswith("/") or ".." in key.split("/"):
+        raise StorageError(f"{key!r} is no key; allowed: a path relative to the root, without '..'")
+    return key
+
+
+def _publish(target: Path, fill: Any, if_absent: bool) -> bool:
+    """Write a hidden file beside `target`, flush it to disk, then give it its name."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if if_absent and target.exists():
+        return False
+    temporary = target.parent / f"{TEMPORARY_PREFIX}{target.name}-{uuid.uuid4().hex[:12]}"
+    try:
+        with temporary.open("xb") as out:
+            fill(out)
+            out.flush()
+            os.fsync(out.fileno())
+        return _name(temporary, target, if_absent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _name(temporary: Path, target: Path, if_absent: bool) -> bool:
+    if if_absent:
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            return False
+    else:
+        os.replace(temporary, target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return True
+
+
+def _write_all(out: BinaryIO, data: bytes) -> None:
+    out.write(data)
+
+
+def _write_chunks(out: BinaryIO, chunks: Iterator[bytes]) -> None:
+    for chunk in chunks:
+        out.write(chunk)
+
+
+def _copy(source: Path, out: BinaryIO) -> None:
+    with source.open("rb") as file:
+        _write_chunks(out, iter(lambda: file.read(_COPY_BYTES), b""))
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+@contextmanager
+def _local_explained(path: Path, what: str = "cannot be written") -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{path}: {what}: {_local_reason(error)}") from None
+
+
+def _local_reason(error: OSError) -> str:
+    reasons = {
+        errno.ENOENT: "there is no such file",
+        errno.ENOSPC: "the disk is full; free some space or choose another root, then run again",
+        errno.EDQUOT: "your disk quota is used up; free some space or choose another root, then run again",
+        errno.EFBIG: "the file is over the size limit here; use more shards or raise the limit",
+        errno.EACCES: "permission denied; make the folder readable and writable for this user",
+        errno.EPERM: "not permitted; choose a folder that this user may write and that allows hard links",
+        errno.EROFS: "the file system is read-only; choose another root",
+        errno.EEXIST: "a file is in the way of a folder; choose another root",
+        errno.ENOTDIR: "a part of this path is a file, not a folder; choose another root",
+        errno.EISDIR: "this is a folder, not a file",
+    }
+    return reasons.get(error.errno or 0, error.strerror or type(error).__name__)
+
+
+def _status(error: Any) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _s3_reason(error: Exception, bucket: str, endpoint: str | None) -> str:
+    """Why, and what to do, from the kind of failure only: server texts can hold keys."""
+    from botocore import exceptions as s3
+
+    where = f"the S3 endpoint {_without_user(endpoint)}" if endpoint else "AWS S3"
+    if isinstance(error, s3.NoCredentialsError | s3.PartialCredentialsError):
+        return "no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+    if isinstance(error, s3.EndpointConnectionError | s3.ConnectionClosedError | s3.HTTPClientError):
+        return f"{where} cannot be reached; check AWS_ENDPOINT_URL, the network and that the server runs"
+    if isinstance(error, s3.ClientError):
+        return _refusal(str(error.response.get("Error", {}).get("Code", "")), _status(error), bucket, where)
+    if isinstance(error, ValueError):
+        return f"the settings for {where} are not valid; check AWS_ENDPOINT_URL and AWS_REGION"
+    return f"{type(error).__name__} from {where}"
+
+
+def _refusal(code: str, status: int, bucket: str, where: str) -> str:
+    if code == "NoSuchBucket":
+        return f"{where} has no bucket {bucket!r}; create it, or correct the name"
+    if code in ("NoSuchKey", "404") or status == 404:
+        return f"there is no such object, or no bucket {bucket!r}, at {where}"
+    if status in (401, 403) or code in ("ExpiredToken", "InvalidToken"):
+        return (
+            f"{where} refused the credentials ({code or status}); check AWS_ACCESS_KEY_ID and "
+            f"AWS_SECRET_ACCESS_KEY or AWS_PROFILE, and that they may read and write bucket {bucket!r}"
+        )
+    return f"{where} answered {status} {code}"
+
+
+def _without_user(endpoint: str) -> str:
+    parts = urlsplit(endpoint)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
