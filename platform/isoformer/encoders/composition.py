@@ -1,0 +1,154 @@
+"""Composition: the baseline encoder of each modality. No weights: counts of k-mers, nothing else.
+
+In: letters, several to a token (12 bases or 6 residues in one integer: a budget means the same as elsewhere).
+Out: one position a token, holding the frequencies of the k-mers that start in it (nucleotides: k = 1, 2, 3 side
+by side; protein: single residues). Positions are scaled so that their mean, the `pooled` resolution, is exactly
+the composition of the whole sequence; k-mers with an N or X in them are left out of count and total.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isoformer.encoders.letters import CROP_POLICY, NUCLEOTIDES, RESIDUES, clean_sequence
+from isoformer.encoders.registry import EncoderChoice
+from isoformer.encoders.spec import Encoded, EncoderSpec, Packed, Tokenized
+from isoformer.errors import ConfigError
+from isoformer.schema import Modality
+
+# T tokens of all sequences, P positions (one a token), D width, L letters of one sequence, G letters a token
+
+CODE_VERSION: Final = 1
+DNA_WINDOW_BASES: Final = (3072, 3072)
+_MODALITY: Final[dict[str, Modality]] = {f"composition-{m}": m for m in ("dna", "rna", "protein")}
+
+
+@dataclass(frozen=True)
+class _Alphabet:
+    """The counted letters, how many of them share a token, and the word lengths counted.
+
+    A letter outside the alphabet has the code `len(letters)`; a token is its letters' codes as digits.
+    """
+
+    letters: str
+    letters_per_token: int
+    word_lengths: tuple[int, ...]
+    max_tokens: int
+
+    @property
+    def base(self) -> int:
+        return len(self.letters) + 1
+
+    @property
+    def width(self) -> int:
+        return sum(len(self.letters) ** k for k in self.word_lengths)
+
+
+_ALPHABETS: Final[dict[Modality, _Alphabet]] = {
+    "dna": _Alphabet(NUCLEOTIDES, 12, (1, 2, 3), 1024),
+    "rna": _Alphabet(NUCLEOTIDES, 12, (1, 2, 3), 1024),
+    "protein": _Alphabet(RESIDUES, 6, (1,), 1024),
+}
+
+
+def get_spec(choice: EncoderChoice) -> EncoderSpec:
+    """The fixed transform's spec. ConfigError where weights or a seed are asked for: it has none."""
+    if choice.weights is not None or choice.random_seed is not None:
+        raise ConfigError(f"{choice.name} is a fixed transform: it takes neither weights nor random_seed")
+    modality = _MODALITY[choice.name]
+    alphabet = _ALPHABETS[modality]
+    return EncoderSpec(
+        name=choice.name,
+        family="composition",
+        modality=modality,
+        width=alphabet.width,
+        max_tokens=alphabet.max_tokens,
+        letters_per_token=float(alphabet.letters_per_token),
+        licence="Apache-2.0",
+        trained="none",
+        source="k-mer frequencies",
+        identity={
+            "code": CODE_VERSION,
+            "alphabet": alphabet.letters,
+            "letters_per_token": alphabet.letters_per_token,
+            "word_lengths": list(alphabet.word_lengths),
+            "max_tokens": alphabet.max_tokens,
+            "crop": CROP_POLICY[modality],
+        },
+        window_bases=DNA_WINDOW_BASES if modality == "dna" else None,
+    )
+
+
+def load_tokenizer(choice: EncoderChoice) -> CompositionTokenizer:
+    return CompositionTokenizer(get_spec(choice).modality)
+
+
+def load_encoder(choice: EncoderChoice, device: str) -> CompositionEncoder:
+    return CompositionEncoder(get_spec(choice), device)
+
+
+def weights_digest(choice: EncoderChoice) -> str:
+    return "none"
+
+
+@dataclass(frozen=True)
+class CompositionTokenizer:
+    """Several letters to a token, as digits of one integer; the last is filled up with uncounted letters."""
+
+    modality: Modality
+
+    def __call__(self, sequence: str) -> Tokenized:
+        alphabet = _ALPHABETS[self.modality]
+        group = alphabet.letters_per_token
+        clean = clean_sequence(sequence, self.modality, max_letters=group * alphabet.max_tokens)
+        table = np.full(128, len(alphabet.letters), dtype=np.int64)
+        table[np.frombuffer(alphabet.letters.encode(), np.uint8)] = np.arange(len(alphabet.letters))
+        codes_L = table[np.frombuffer(clean.letters.encode(), np.uint8)]
+        codes_L = np.pad(codes_L, (0, -len(codes_L) % group), constant_values=len(alphabet.letters))
+        token_ids = codes_L.reshape(-1, group) @ alphabet.base ** np.arange(group, dtype=np.int64)
+        return Tokenized(token_ids.astype(np.int32), clean.counts)
+
+
+class CompositionEncoder:
+    """Counts on the CPU, whatever the device; the result lies on the device asked for."""
+
+    def __init__(self, spec: EncoderSpec, device: str = "cpu") -> None:
+        self.spec = spec
+        self.weights_digest = "none"
+        self._device = device
+
+    def encode(self, packed: Packed) -> Encoded:
+        import torch
+
+        alphabet = _ALPHABETS[self.spec.modality]
+        pieces = [
+            _composition(_letter_codes(packed.token_ids[start:end], alphabet), alphabet)
+            for start, end in zip(packed.offsets[:-1], packed.offsets[1:], strict=True)
+        ]
+        return Encoded(torch.from_numpy(np.concatenate(pieces)).to(self._device), packed.offsets)
+
+
+def _letter_codes(token_ids: NDArray[np.int32], alphabet: _Alphabet) -> NDArray[np.int64]:
+    powers_G = alphabet.base ** np.arange(alphabet.letters_per_token, dtype=np.int64)
+    return (token_ids[:, None].astype(np.int64) // powers_G % alphabet.base).reshape(-1)
+
+
+def _composition(codes_L: NDArray[np.int64], alphabet: _Alphabet) -> NDArray[np.float32]:
+    """(P, D): the frequencies of the words that start in each position, times P: their mean is the whole's."""
+    size = len(alphabet.letters)
+    positions = len(codes_L) // alphabet.letters_per_token
+    blocks = []
+    for k in alphabet.word_lengths:
+        padded = np.concatenate([codes_L, np.full(k - 1, size)])
+        letters_kL = np.stack([padded[i : i + len(codes_L)] for i in range(k)])
+        valid_L = (letters_kL < size).all(axis=0)
+        words_L = (letters_kL * size ** np.arange(k)[:, None]).sum(axis=0)
+        place_L = np.arange(len(codes_L)) // alphabet.letters_per_token
+        cells = place_L[valid_L] * size**k + words_L[valid_L]
+        counts = np.bincount(cells, minlength=positions * size**k).reshape(positions, size**k)
+        blocks.append(counts * (positions / max(1, int(valid_L.sum()))))
+    return np.concatenate(blocks, axis=1).astype(np.float32)

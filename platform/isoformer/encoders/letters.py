@@ -1,0 +1,65 @@
+"""Letters in, clean letters out: one policy for case, U/T, ambiguous letters and cropping, for all.
+
+Policy, the same for all encoders:
+- lower case is upper case; in nucleotides U is T; a protein's final `*` is dropped without a count;
+- a nucleotide other than A C G T becomes N and is counted as `ambiguous_bases`;
+- a residue outside the model's own alphabet becomes X and is counted as `masked_residues`;
+- letters over the limit are cropped: RNA on the left (the 3' end stays), DNA on both sides (the centre, where
+  the TSS is, stays), protein on the right (the N-terminus stays); counted as `cropped_bases` or
+  `cropped_residues`;
+- a sequence without a single valid letter is an EncoderError: no vector is made up.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from isoformer.errors import EncoderError
+from isoformer.schema import Modality
+
+NUCLEOTIDES: Final = "ACGT"
+RESIDUES: Final = "ACDEFGHIKLMNPQRSTVWY"
+CROP_POLICY: Final[Mapping[Modality, str]] = {"dna": "both", "rna": "left", "protein": "right"}
+
+_NOT_NUCLEOTIDE = re.compile("[^ACGT]")
+_U_TO_T = str.maketrans("U", "T")
+
+
+@dataclass(frozen=True)
+class CleanSequence:
+    """Letters that a tokenizer can take without a further look, and what was changed to get there."""
+
+    letters: str
+    counts: Mapping[str, int]
+
+
+def clean_sequence(
+    sequence: str, modality: Modality, *, max_letters: int, alphabet: str = RESIDUES
+) -> CleanSequence:
+    """Apply the policy above. `alphabet`: the residues that a protein model knows besides X."""
+    upper = sequence.strip().upper()
+    kept, dropped = crop(upper.removesuffix("*") if modality == "protein" else upper, modality, max_letters)
+    if modality == "protein":
+        letters, masked = re.subn(f"[^{re.escape(alphabet)}]", "X", kept)
+        counts = {"masked_residues": masked, "cropped_residues": dropped}
+    else:
+        letters, masked = _NOT_NUCLEOTIDE.subn("N", kept.translate(_U_TO_T))
+        counts = {"ambiguous_bases": masked, "cropped_bases": dropped}
+    if masked == len(letters):
+        raise EncoderError(
+            f"{modality} sequence of {len(sequence)} letters has no valid letter: got {sequence[:20]!r}; "
+            f"allowed: at least one of {alphabet if modality == 'protein' else NUCLEOTIDES}"
+        )
+    return CleanSequence(letters, {reason: number for reason, number in counts.items() if number})
+
+
+def crop(letters: str, modality: Modality, limit: int) -> tuple[str, int]:
+    """The letters kept and how many were dropped. Centre: index len//2 stays at limit//2."""
+    dropped = len(letters) - limit
+    if dropped <= 0:
+        return letters, 0
+    start = {"left": dropped, "right": 0, "both": len(letters) // 2 - limit // 2}[CROP_POLICY[modality]]
+    return letters[start : start + limit], dropped
