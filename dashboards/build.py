@@ -1,7 +1,7 @@
 """Write cluster.json, a Grafana dashboard over the metrics that every Ray node exports.
 
-`python dashboards/build.py` after a change; a test holds the committed file against this script. Import the JSON
-in Grafana with Ray's Prometheus as its data source.
+Run `python dashboards/build.py` after a change; a test holds the committed file against this script.
+Import the JSON in Grafana with Ray's Prometheus as its data source.
 """
 
 from __future__ import annotations
