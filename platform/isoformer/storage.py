@@ -1,13 +1,15 @@
 """A storage root: a local folder or an S3 prefix, behind one narrow seam.
 
 `open_storage(uri)` returns an object with keys relative to the root, '/'-separated. The promise that
-everything else rests on: **an object appears whole or not at all**. Locally a hidden temporary file is flushed
-and renamed; on S3 the object is put in one request that carries a checksum. `if_absent=True` publishes only
-where nothing is there yet (a hard link locally, `If-None-Match: *` on S3): of several writers exactly one wins.
+everything else rests on: **an object appears whole or not at all**. Locally a hidden temporary file is
+flushed and renamed; on S3 the object is put in one request that carries a checksum. `if_absent=True`
+publishes only where nothing is there yet (a hard link locally, `If-None-Match: *` on S3): of several
+writers exactly one wins.
 
 Credentials come from where boto3 finds them (environment, profile, instance role), never from the URI; the
-endpoint from AWS_ENDPOINT_URL. A storage may be pickled to a worker: URI and endpoint travel, not credentials.
-Every failure is a StorageError that names the URI, what failed and how to mend it; its text holds no secret.
+endpoint from AWS_ENDPOINT_URL. A storage may be pickled to a worker: URI and endpoint travel, not
+credentials. Every failure is a StorageError that names the URI, what failed and how to mend it; its text
+holds no secret.
 """
 
 from __future__ import annotations
