@@ -1,0 +1,25 @@
+"""MLflow runs that survive their server, and never hold up the work they describe.
+
+    config  where the runs go (a local SQLite store by default) and the command that opens the UI
+    tracker what callers use: start_run, log_metrics, log_text, log_file, end_run
+    journal every event is written to a local JSONL file before anything else happens to it
+    sink    the only module that talks to MLflow, on a background thread
+
+An event that MLflow has taken is acknowledged in the journal; a journal with nothing outstanding is deleted.
+What a dead server (or a killed process) left outstanding is sent by `replay`.
+"""
+
+from isoformer.tracking.config import TrackingConfig, code_version, dataset_tags, flat_params, open_line
+from isoformer.tracking.tracker import ReplayReport, Tracker, probe, replay
+
+__all__ = [
+    "ReplayReport",
+    "Tracker",
+    "TrackingConfig",
+    "code_version",
+    "dataset_tags",
+    "flat_params",
+    "open_line",
+    "probe",
+    "replay",
+]

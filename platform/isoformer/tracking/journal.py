@@ -1,0 +1,120 @@
+"""Tracking events on local disk: written before they are sent, acknowledged after.
+
+One JSON object a line. `{"seq": 7, "op": "metrics", …}` is an event; `{"done": 7}` says that MLflow has it;
+`{"rejected": 7, "reason": …}` that MLflow refused it for good. A file whose events are all done is deleted.
+The owner holds a lock on its file, so that a replay never takes the events of a run that is still alive.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import time
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self, TextIO
+
+Event = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
+
+class Journal:
+    """The journal of one tracker. Where the disk refuses, a warning says so and events go on in memory."""
+
+    def __init__(self, path: Path, stream: TextIO | None, outstanding: dict[int, Event]) -> None:
+        self.path = path
+        self.rejected = 0
+        self._stream = stream
+        self._outstanding = outstanding
+        self._next = max(outstanding, default=-1) + 1
+
+    @classmethod
+    def create(cls, folder: Path) -> Self:
+        """A new journal under `folder`, locked by this process."""
+        path = folder / f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}-{uuid.uuid4().hex[:6]}.jsonl"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stream = path.open("a+", encoding="utf-8")
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            logger.warning(
+                "tracking journal %s cannot be written (%s): events are kept in memory", path, error
+            )
+            return cls(path, None, {})
+        return cls(path, stream, {})
+
+    @classmethod
+    def adopt(cls, path: Path) -> Self | None:
+        """Take over a journal that its owner left behind; None where the owner is still alive."""
+        stream = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.close()
+            return None
+        return cls(path, stream, read_outstanding(path))
+
+    @property
+    def outstanding(self) -> list[Event]:
+        """Events that were not acknowledged yet, in order."""
+        return list(self._outstanding.values())
+
+    def write(self, event: Event) -> Event:
+        """Number an event, put it on disk, return it."""
+        numbered = {"seq": self._next, **event}
+        self._next += 1
+        self._outstanding[numbered["seq"]] = numbered
+        self._append([numbered])
+        return numbered
+
+    def acknowledge(self, events: Iterable[Event]) -> None:
+        """MLflow has these."""
+        done = [event["seq"] for event in events]
+        for seq in done:
+            self._outstanding.pop(seq, None)
+        self._append([{"done": seq} for seq in done])
+
+    def reject(self, event: Event, reason: str) -> None:
+        """MLflow refused this one for good: sending it again would block all that follow."""
+        self._outstanding.pop(event["seq"], None)
+        self.rejected += 1
+        self._append([{"rejected": event["seq"], "reason": reason}])
+
+    def close(self) -> None:
+        """Delete the file where nothing is outstanding or rejected, else leave it for `replay`."""
+        if self._stream is None:
+            return
+        if not self._outstanding and not self.rejected:
+            self.path.unlink(missing_ok=True)
+        self._stream.close()
+        self._stream = None
+
+    def _append(self, lines: list[Event]) -> None:
+        if self._stream is None:
+            return
+        try:
+            self._stream.write("".join(json.dumps(line) + "\n" for line in lines))
+            self._stream.flush()
+        except OSError as error:
+            logger.warning("tracking journal %s cannot be written (%s): going on in memory", self.path, error)
+            self._stream = None
+
+
+def read_outstanding(path: Path) -> dict[int, Event]:
+    """Events of a journal that are neither done nor rejected; a line torn by a kill is left out."""
+    events: dict[int, Event] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            logger.warning("%s, line %d: torn by a kill, left out", path, number)
+            continue
+        if "op" in entry:
+            events[entry["seq"]] = entry
+        else:
+            events.pop(entry.get("done", entry.get("rejected")), None)
+    return events
