@@ -1,0 +1,101 @@
+"""A checkpoint folder: everything that continues a fit exactly where it was.
+
+    model.safetensors    the best model so far: the one to use
+    latest.safetensors   the weights at this position
+    state.pt             optimizer, position (epoch, step), early stopping, history, configuration (weights_only)
+
+The learning rate and the random numbers are pure functions of the configuration and the position, so they need no state.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from isoformer.errors import FingerprintError, InputError
+from isoformer.model import IsoFormer, load_model, save_model
+
+MODEL_FILE: Final = "model.safetensors"
+LATEST_FILE: Final = "latest.safetensors"
+STATE_FILE: Final = "state.pt"
+
+
+@dataclass
+class Progress:
+    """Where a fit stands: the next step to do is `step` of `epoch`; sums are of the epoch under way."""
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    value_count: float = 0.0
+    best_score: float | None = None
+    best_epoch: int = -1
+    epochs_without_gain: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def write_checkpoint(
+    folder: Path,
+    model: IsoFormer,
+    best_weights: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    made_from: Mapping[str, Any],
+) -> None:
+    """Write the three files into `folder`, which is made where it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(model, folder / LATEST_FILE)
+    save_model(with_weights(model, best_weights), folder / MODEL_FILE)
+    state = {"optimizer": optimizer.state_dict(), "progress": asdict(progress), "made_from": dict(made_from)}
+    torch.save(state, folder / STATE_FILE)
+
+
+def replace_checkpoint(folder: Path, write: Any) -> None:
+    """Let `write(path)` make a checkpoint and put it at `folder` whole: a kill leaves the old one or the new one."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    write(fresh)
+    old = fresh.with_name(fresh.name + "-old")
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(fresh, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_checkpoint(
+    folder: Path, model: IsoFormer, optimizer: torch.optim.Optimizer, made_from: Mapping[str, Any]
+) -> tuple[Progress, dict[str, Tensor]]:
+    """Load position and best weights, and put weights and optimizer state into place.
+
+    InputError where the folder is no checkpoint; FingerprintError where it was made from another configuration or data.
+    """
+    try:
+        state = torch.load(folder / STATE_FILE, weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(f"not a checkpoint ({error})", file=folder / STATE_FILE) from error
+    theirs = state["made_from"]
+    differing = sorted(key for key in {*theirs, *made_from} if theirs.get(key) != made_from.get(key))
+    if differing:
+        key = differing[0]
+        raise FingerprintError(
+            f"{folder}: the checkpoint was made with {key} = {theirs.get(key)!r}, here it is {made_from.get(key)!r}"
+        )
+    model.load_state_dict(load_model(folder / LATEST_FILE).state_dict())
+    optimizer.load_state_dict(state["optimizer"])
+    return Progress(**state["progress"]), load_model(folder / MODEL_FILE).state_dict()
+
+
+def with_weights(model: IsoFormer, weights: Mapping[str, Tensor]) -> IsoFormer:
+    """A copy of the model with other weights, on the CPU, in evaluation mode."""
+    copy = IsoFormer(model.config, model.input_widths, model.target_names)
+    copy.load_state_dict({name: tensor.detach().cpu() for name, tensor in weights.items()})
+    return copy.eval()

@@ -1,0 +1,405 @@
+"""Fit one model on a pinned dataset: the loop that a single process, a Ray Train worker and a sweep's trial all run.
+
+    for each epoch: batches in the order of (seed, epoch) → MSE over known tissues → Adam
+                    validation scores → best weights, early stopping → report → checkpoint
+
+With several workers each takes its share of every batch and gradients are averaged, so that N workers follow the path of
+one. Everything at a step is a pure function of the configuration, the data and (epoch, step): a fit that is killed and
+resumed goes on bit for bit as if nothing had happened. No Ray here.
+
+Shapes: B rows of a batch, V validation rows, K tissues.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+
+from isoformer.baselines import target_statistics
+from isoformer.config import FrozenConfig
+from isoformer.errors import InputError, IsoformerError
+from isoformer.metrics import regression_metrics
+from isoformer.model import IsoFormer, ModelConfig, Standardisation
+from isoformer.schema import Modality
+from isoformer.training.batches import Batch, BatchFeed, epoch_order, in_order
+from isoformer.training.checkpoint import (
+    Progress,
+    read_checkpoint,
+    replace_checkpoint,
+    with_weights,
+    write_checkpoint,
+)
+from isoformer.training.data import PinnedDataset, SequenceStates
+
+Report = Callable[[dict[str, float], Callable[[Path], None] | None], None]
+"""Called after each epoch with its metrics and, on rank zero, a function that writes a checkpoint into a folder. It may
+raise to stop the fit; with `checkpoint_steps` it is also called within an epoch, with `epoch` and `step` only."""
+
+
+class TrainConfig(FrozenConfig):
+    """How a model is fitted. The paper: Adam, 3e-5, batch 64, on encoders that learn along; these defaults are for small
+    frozen ones on a CPU. `keys` names the embedding dataset of each modality (filled in from `embed` where empty)."""
+
+    keys: dict[Modality, str] = Field(default_factory=dict)
+    model: ModelConfig = ModelConfig()
+    learning_rate: float = Field(default=1e-3, gt=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_epochs: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled (AdamW); 0 is plain Adam")
+    gradient_clip: float | None = Field(default=None, gt=0)
+    batch_size: int = Field(default=32, ge=1, description="over all workers")
+    epochs: int = Field(default=30, ge=1)
+    patience: int = Field(default=8, ge=1, description="epochs without gain before stopping")
+    monitor: Literal["val_loss", "val_r2", "val_spearman"] = "val_loss"
+    validation: Literal["dataset", "redraw"] = "dataset"
+    validation_fraction: float = Field(default=0.1, gt=0, lt=1, description="of train genes, with redraw")
+    seed: int = Field(default=0, ge=0)
+    threads: int = Field(default=1, ge=1, description="of torch, a worker")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int = Field(default=1, ge=1)
+    max_failures: int = Field(default=2, ge=0, description="worker deaths that are survived")
+    checkpoint_steps: int | None = Field(
+        default=None, ge=1, description="also within an epoch, every so many steps"
+    )
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """The best model on the CPU, what each epoch gave, and why the fit ended ("patience" or "epochs")."""
+
+    model: IsoFormer
+    history: list[dict[str, float]]
+    best_epoch: int
+    best: dict[str, float]
+    stopped_by: str
+    seconds: float
+
+
+def fit(
+    config: TrainConfig,
+    data: PinnedDataset,
+    *,
+    report: Report | None = None,
+    checkpoint_dir: Path | None = None,
+    resume_from: Path | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> FitResult:
+    """Train on the train split, stop by the validation split, give back the best epoch's model.
+
+    `checkpoint_dir` keeps the newest checkpoint there; `resume_from` continues one exactly. With `world_size` above one
+    torch.distributed must be initialised. InputError for an empty split or inputs that all are missing; IsoformerError
+    where the loss is no longer finite.
+    """
+    started = time.perf_counter()
+    with _torch_settings(config):
+        run = _Fit(config, data, rank, world_size)
+        if resume_from is not None:
+            run.resume(Path(resume_from))
+        while not run.is_over:
+            run.train_epoch(report, checkpoint_dir)
+            run.validate()
+            run.publish(run.progress.history[-1], report, checkpoint_dir)
+        return run.result(time.perf_counter() - started)
+
+
+def predict(
+    model: IsoFormer, data: PinnedDataset, rows: NDArray[np.int64], batch_size: int = 64
+) -> NDArray[np.float32]:
+    """Natural log(1 + TPM) of these rows, (rows, K)."""
+    device = next(model.parameters()).device
+    feed = BatchFeed(data, model.config.modalities, device)
+    return _predicted(model, feed, rows, batch_size).cpu().numpy()
+
+
+def redrawn_validation(data: PinnedDataset, fraction: float, seed: int) -> PinnedDataset:
+    """The paper's validation: a share of the train genes, drawn anew by seed. The dataset's own validation split stays
+    out of the fit under the name "unused"."""
+    genes = np.unique(data.gene_ids[data.rows("train")])
+    count = max(1, round(fraction * len(genes)))
+    if count >= len(genes):
+        raise InputError(
+            "too few train genes to draw validation genes from", field="gene_id", value=len(genes)
+        )
+    chosen = np.random.default_rng([seed, 20_240_614]).choice(genes, size=count, replace=False)
+    split = np.where(data.split == "validation", "unused", data.split)
+    return data.with_split(np.where((split == "train") & np.isin(data.gene_ids, chosen), "validation", split))
+
+
+class _Fit:
+    """The state of one fit; `fit` above tells the order of its steps."""
+
+    def __init__(self, config: TrainConfig, data: PinnedDataset, rank: int, world_size: int) -> None:
+        if config.validation == "redraw":
+            data = redrawn_validation(data, config.validation_fraction, config.seed)
+        data = data.subset(config.model.modalities)
+        data.require_inputs(config.model.modalities, ("train",))
+        self.config, self.data, self.rank, self.world_size = config, data, rank, world_size
+        self.rows = {split: data.rows(split) for split in ("train", "validation")}
+        self.device = _device(config.device)
+        self.feed = BatchFeed(data, config.model.modalities, self.device)
+        torch.manual_seed(config.seed)
+        self.model = IsoFormer(config.model, data.widths, data.target_names).to(self.device)
+        self.model.set_statistics(*train_statistics(data, config.model))
+        self.parallel = _parallel(self.model, world_size)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self.progress = Progress()
+        self.best_weights = _copied_weights(self.model)
+        self.wait_seconds = self.train_seconds = 0.0
+
+    @property
+    def is_over(self) -> bool:
+        return self.stopped_by != ""
+
+    @property
+    def stopped_by(self) -> str:
+        if self.progress.epochs_without_gain >= self.config.patience:
+            return "patience"
+        return "epochs" if self.progress.epoch >= self.config.epochs else ""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.rows["train"]) / self.config.batch_size)
+
+    def resume(self, folder: Path) -> None:
+        self.progress, self.best_weights = read_checkpoint(
+            folder, self.model, self.optimizer, self._made_from()
+        )
+
+    def train_epoch(self, report: Report | None, checkpoint_dir: Path | None) -> None:
+        """Do the steps of the epoch that are left."""
+        progress, config = self.progress, self.config
+        order = epoch_order(
+            self.rows["train"],
+            self.feed.total_length_N,
+            config.batch_size,
+            seed=config.seed,
+            epoch=progress.epoch,
+        )
+        started, self.wait_seconds = time.perf_counter(), 0.0
+        self.model.train()
+        for batch in self._timed(self.feed.batches(order[progress.step :])):
+            self._step(batch)
+            progress.step += 1
+            if config.checkpoint_steps and progress.step % config.checkpoint_steps == 0:
+                position = {"epoch": float(progress.epoch), "step": float(progress.step)}
+                self.publish(position, report, checkpoint_dir)
+        self.train_seconds = time.perf_counter() - started
+
+    def validate(self) -> None:
+        """Score the validation split, keep the best weights and close the epoch."""
+        progress = self.progress
+        scores = self._validation_scores()
+        metrics = {
+            "epoch": float(progress.epoch),
+            "train_loss": progress.loss_sum / max(1.0, progress.value_count),
+            **scores,
+            "learning_rate": self._learning_rate(),
+            "wait_share": self.wait_seconds / max(self.train_seconds, 1e-9),
+            "transcripts_per_second": len(self.rows["train"]) / max(self.train_seconds, 1e-9),
+        }
+        score = -scores["val_loss"] if self.config.monitor == "val_loss" else scores[self.config.monitor]
+        if progress.best_score is None or (not math.isnan(score) and score > progress.best_score):
+            progress.best_score = -math.inf if math.isnan(score) else score
+            progress.best_epoch, progress.epochs_without_gain = progress.epoch, 0
+            self.best_weights = _copied_weights(self.model)
+        else:
+            progress.epochs_without_gain += 1
+        progress.history.append(metrics)
+        progress.epoch, progress.step, progress.loss_sum, progress.value_count = (
+            progress.epoch + 1,
+            0,
+            0.0,
+            0.0,
+        )
+
+    def publish(self, metrics: dict[str, float], report: Report | None, checkpoint_dir: Path | None) -> None:
+        if checkpoint_dir is not None and self.rank == 0:
+            replace_checkpoint(Path(checkpoint_dir), self._write_checkpoint)
+        if report is not None:
+            report(dict(metrics), self._write_checkpoint if self.rank == 0 else None)
+
+    def result(self, seconds: float) -> FitResult:
+        best_epoch = self.progress.best_epoch
+        return FitResult(
+            model=with_weights(self.model, self.best_weights),
+            history=self.progress.history,
+            best_epoch=best_epoch,
+            best=self.progress.history[best_epoch],
+            stopped_by=self.stopped_by,
+            seconds=seconds,
+        )
+
+    def _step(self, batch: Batch) -> None:
+        progress = self.progress
+        torch.manual_seed(_step_seed(self.config.seed, progress.epoch, progress.step, self.rank))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        known_count = float(batch.target_mask_BK.sum())
+        mine = self._share(batch)
+        error_sum = self._error_sum(self.parallel(mine.tokens), mine)
+        self.optimizer.zero_grad(set_to_none=True)
+        (error_sum * (self.world_size / max(1.0, known_count))).backward()
+        if self.config.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        self.optimizer.step()
+        total = float(_summed(error_sum.detach().clone(), self.world_size))
+        if not math.isfinite(total):
+            raise IsoformerError(
+                f"the loss is not finite at epoch {progress.epoch}, step {progress.step}: "
+                f"lower train.learning_rate ({self.config.learning_rate}) or set train.gradient_clip"
+            )
+        progress.loss_sum += total
+        progress.value_count += known_count
+
+    def _share(self, batch: Batch) -> Batch:
+        """This worker's rows of the batch; where there are fewer rows than workers, a row that counts nothing."""
+        if self.world_size == 1:
+            return batch
+        mine = batch.rows[self.rank :: self.world_size]
+        if len(mine):
+            return self.feed.batch(mine)
+        spare = self.feed.batch(batch.rows[:1])
+        return Batch(spare.rows, spare.tokens, spare.targets_BK, torch.zeros_like(spare.target_mask_BK))
+
+    def _error_sum(self, predicted_BK: Tensor, batch: Batch) -> Tensor:
+        error_BK = predicted_BK - self.model.standardise(batch.targets_BK)
+        return error_BK.square().masked_fill(~batch.target_mask_BK, 0.0).sum()
+
+    def _validation_scores(self) -> dict[str, float]:
+        rows, mean, sd = self.rows["validation"], self.model.target_mean_K.cpu(), self.model.target_sd_K.cpu()
+        predicted_VK = self._predicted_by_all(rows)
+        targets_VK = (torch.from_numpy(self.data.targets[rows]) - mean) / sd
+        mask_VK = self.data.target_mask[rows]
+        squared_VK = (predicted_VK - targets_VK).square().numpy()
+        scores = regression_metrics(targets_VK.numpy(), predicted_VK.numpy(), mask_VK).mean
+        loss = float(squared_VK[mask_VK].mean()) if mask_VK.any() else math.nan
+        return {"val_loss": loss, **{f"val_{name}": value for name, value in scores.items()}}
+
+    def _predicted_by_all(self, rows: NDArray[np.int64]) -> Tensor:
+        """Standardised predictions (V, K): each worker fills its rows, the sum is everybody's."""
+        predicted_VK = torch.zeros((len(rows), len(self.data.target_names)), device=self.device)
+        mine = np.arange(self.rank, len(rows), self.world_size)
+        if len(mine):
+            natural = _predicted(self.model, self.feed, rows[mine], self.config.batch_size)
+            predicted_VK[torch.from_numpy(mine)] = self.model.standardise(natural)
+        return _summed(predicted_VK, self.world_size).cpu()
+
+    def _learning_rate(self) -> float:
+        step = self.progress.epoch * self.steps_per_epoch + self.progress.step
+        warmup = self.config.warmup_epochs * self.steps_per_epoch
+        if step < warmup:
+            return self.config.learning_rate * (step + 1) / (warmup + 1)
+        if self.config.schedule == "constant":
+            return self.config.learning_rate
+        share = (step - warmup) / max(1.0, self.config.epochs * self.steps_per_epoch - warmup)
+        return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self.wait_seconds += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        write_checkpoint(
+            folder, self.model, self.best_weights, self.optimizer, self.progress, self._made_from()
+        )
+
+    def _made_from(self) -> dict[str, Any]:
+        running = {"workers", "max_failures", "checkpoint_steps", "threads", "device"}
+        config = self.config.model_dump(mode="json", exclude=running)
+        return {
+            **{f"train.{key}": value for key, value in config.items()},
+            "data fingerprint": self.data.fingerprint,
+        }
+
+
+def train_statistics(
+    data: PinnedDataset, config: ModelConfig
+) -> tuple[Standardisation, dict[Modality, Standardisation]]:
+    """Targets' and, where asked for, input features' mean and deviation over the train split."""
+    rows = data.rows("train")
+    targets = Standardisation(*target_statistics(data, rows))
+    if not config.standardise_inputs:
+        return targets, {}
+    return targets, {m: _feature_statistics(data.states[m], rows) for m in config.modalities}
+
+
+def _feature_statistics(states: SequenceStates, rows: NDArray[np.int64]) -> Standardisation:
+    """Over the positions of the distinct sequences that these rows have, one sequence after the other in float64."""
+    sequences = np.unique(states.sequence_of_N[rows])
+    total, squares, count = np.zeros(states.width), np.zeros(states.width), 0
+    for s in sequences[sequences >= 0]:
+        values = states.flat_PD[states.offsets[s] : states.offsets[s + 1]].astype(np.float64)
+        total, squares, count = (
+            total + values.sum(axis=0),
+            squares + (values**2).sum(axis=0),
+            count + len(values),
+        )
+    mean = total / max(1, count)
+    sd = np.sqrt(np.maximum(squares / max(1, count) - mean**2, 0.0))
+    is_spread = sd > 1e-6 * np.maximum(1.0, np.abs(mean))
+    return Standardisation(mean.astype(np.float32), np.where(is_spread, sd, 1.0).astype(np.float32))
+
+
+def _predicted(model: IsoFormer, feed: BatchFeed, rows: NDArray[np.int64], batch_size: int) -> Tensor:
+    by_length = np.argsort(feed.total_length_N[rows], kind="stable")
+    predicted = torch.empty((len(rows), len(model.target_names)), device=feed.device)
+    model.eval()
+    with torch.no_grad():
+        for places in in_order(by_length, batch_size):
+            predicted[torch.from_numpy(places)] = model.predict(feed.batch(rows[places]).tokens)
+    return predicted
+
+
+def _parallel(model: IsoFormer, world_size: int) -> nn.Module:
+    return model if world_size == 1 else nn.parallel.DistributedDataParallel(model)
+
+
+def _summed(tensor: Tensor, world_size: int) -> Tensor:
+    if world_size > 1:
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+def _copied_weights(model: IsoFormer) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def _step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch, step, rank]).generate_state(1)[0])
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+@contextmanager
+def _torch_settings(config: TrainConfig) -> Iterator[None]:
+    """The configured threads and random state of our own, for the length of the fit only."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        torch.set_num_threads(threads)
