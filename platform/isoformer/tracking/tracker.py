@@ -125,9 +125,7 @@ def probe(config: TrackingConfig, root: str) -> str:
         return "tracking is switched off"
     try:
         runs = MlflowSink(located).count_runs()
-    except (
-        Exception
-    ) as error:  # whatever MLflow, its driver or the network raises means the same to the asker
+    except Exception as error:  # MLflow's, a driver's or the network's: all mean the same to the asker
         raise StorageError(f"tracking at {located.shown_uri}: {_first_line(error)}") from error
     return f"{located.shown_uri}: experiment {located.experiment!r} holds {runs} run(s)"
 
@@ -153,15 +151,12 @@ def replay(config: TrackingConfig, *, sink: Sink | None = None) -> ReplayReport:
         if journal is None:
             in_use += 1
             continue
-        shipper = _Shipper(sink or MlflowSink(config), journal, config, backlog=journal.outstanding)
+        backlog = journal.outstanding
+        shipper = _Shipper(sink or MlflowSink(config), journal, config, backlog=backlog)
         shipper.start()
-        backlog = len(journal.outstanding)
         left = shipper.close(config.close_seconds)
-        sent, rejected, waiting = (
-            sent + backlog - left - journal.rejected,
-            rejected + journal.rejected,
-            waiting + left,
-        )
+        sent += len(backlog) - left - journal.rejected
+        rejected, waiting = rejected + journal.rejected, waiting + left
     return ReplayReport(sent=sent, rejected=rejected, in_use=in_use, waiting=waiting)
 
 
