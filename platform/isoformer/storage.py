@@ -118,7 +118,7 @@ class LocalStorage:
         with self._explained(key, "cannot be read"):
             source = self._path(key)
             source.stat()
-        with _local_explained(local_path):
+        with explain_local(local_path):
             _publish(local_path, lambda out: _copy(source, out), False)
         return local_path
 
@@ -159,7 +159,7 @@ class LocalStorage:
         return self.root / _checked_key(key)
 
     def _explained(self, key: str, what: str) -> contextlib.AbstractContextManager[None]:
-        return _local_explained(self.root / key, what)
+        return explain_local(self.root / key, what)
 
 
 class S3Storage:
@@ -192,7 +192,7 @@ class S3Storage:
     def download(self, key: str, local_path: Path) -> Path:
         with self._explained(key, "cannot be read"):
             body = self._s3().get_object(Bucket=self.bucket, Key=self._key(key))["Body"]
-            with _local_explained(local_path):
+            with explain_local(local_path):
                 _publish(local_path, lambda out: _write_chunks(out, body.iter_chunks(_COPY_BYTES)), False)
         return local_path
 
@@ -352,7 +352,8 @@ def _raise_unless_missing(error: OSError) -> None:
 
 
 @contextmanager
-def _local_explained(path: Path, what: str = "cannot be written") -> Iterator[None]:
+def explain_local(path: Path, what: str = "cannot be written") -> Iterator[None]:
+    """Any OSError within the block as a StorageError that names `path` and how to mend it."""
     try:
         yield
     except OSError as error:

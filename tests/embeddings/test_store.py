@@ -1,0 +1,145 @@
+"""Embedding shards: the same bytes every time, verified, never overwritten, honest about what they are."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from numpy.typing import NDArray
+
+from isoformer.embeddings.shard_file import ShardHeader
+from isoformer.embeddings.store import (
+    EmbeddingDataset,
+    EmbeddingsManifest,
+    read_footer,
+    verify_content,
+    write_manifest,
+    write_shard,
+)
+from isoformer.errors import FingerprintError, StorageError
+from isoformer.storage import Storage, open_storage
+
+HEADER = ShardHeader(
+    key="fake.none.tokens.f16.00000000", modality="protein", width=4, dtype="f16", resolution="tokens",
+    shard=0, transcripts_digest="t0", sequences_digest="s0",
+)  # fmt: skip
+PATH = f"embeddings/protein/{HEADER.key}/shard-00000.parquet"
+
+
+def rows(count: int = 5, seed: int = 0) -> dict[str, NDArray[Any]]:
+    random = np.random.default_rng(seed)
+    return {f"{i:032x}": random.normal(size=(i + 1, 4)).astype(np.float16) for i in range(count)}
+
+
+def manifest(entry: Any) -> EmbeddingsManifest:
+    return {
+        "schema_version": 1, "key": HEADER.key, "modality": "protein", "spec": {}, "weights_digest": "none",
+        "resolution": "tokens", "dtype": "f16", "width": 4, "transcripts_fingerprint": "f", "shards": [entry],
+    }  # fmt: skip
+
+
+class StoreContract:
+    def test_rows_come_back(self, storage: Storage) -> None:
+        entry = write_shard(storage, HEADER, rows(), {"bad": "not_finite"}, {"cropped_residues": 7})
+        assert entry["quarantined"] == {"not_finite": 1}
+        assert entry["counts"] == {"cropped_residues": 7}
+        with pytest.raises(StorageError, match="no finished protein dataset"):
+            EmbeddingDataset.open(storage, "protein", HEADER.key)
+        write_manifest(storage, manifest(entry))
+        read = EmbeddingDataset.open(storage, "protein", HEADER.key).read_shard(0)
+        assert read.keys() == rows().keys()
+        for digest, values in rows().items():
+            np.testing.assert_array_equal(read[digest], values)
+
+    def test_a_second_writer_keeps_the_first(self, storage: Storage) -> None:
+        first = write_shard(storage, HEADER, rows())
+        assert write_shard(storage, HEADER, rows(seed=1)) == first
+
+    def test_another_source_is_named_on_both_sides(self, storage: Storage) -> None:
+        write_shard(storage, HEADER, rows())
+        with pytest.raises(FingerprintError, match=r"transcripts_digest 't0' \(wanted 't1'\).*nothing"):
+            write_shard(storage, dataclasses.replace(HEADER, transcripts_digest="t1"), rows())
+
+    def test_an_empty_shard_is_a_shard(self, storage: Storage) -> None:
+        assert write_shard(storage, HEADER, {}, {"bad": "no_valid_letter"})["sequences"] == 0
+        assert verify_content(storage, PATH).quarantined == {"bad": "no_valid_letter"}
+
+
+class TestLocalStore(StoreContract):
+    @pytest.fixture
+    def storage(self, tmp_path: Path) -> Storage:
+        return open_storage(tmp_path / "root")
+
+
+class TestS3Store(StoreContract):
+    @pytest.fixture
+    def storage(self, s3_root: str) -> Storage:
+        return open_storage(s3_root)
+
+
+def test_same_rows_same_bytes_whatever_their_order(tmp_path: Path) -> None:
+    a, b = open_storage(tmp_path / "a"), open_storage(tmp_path / "b")
+    write_shard(a, HEADER, rows())
+    write_shard(b, HEADER, dict(reversed(rows().items())))
+    assert a.read_bytes(PATH) == b.read_bytes(PATH)
+
+
+def test_many_row_groups(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    header = dataclasses.replace(HEADER, width=1024)
+    large = {f"{i:032x}": np.full((3000, 1024), i, np.float16) for i in range(6)}
+    write_shard(storage, header, large)
+    assert pq.ParquetFile(tmp_path / PATH).num_row_groups == 2
+    assert verify_content(storage, PATH).positions == 18_000
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_never_published(tmp_path: Path, value: float) -> None:
+    storage = open_storage(tmp_path)
+    poisoned = rows()
+    poisoned["0" * 32] = np.full((1, 4), value, np.float16)
+    with pytest.raises(StorageError, match=r"0{32} holds a value that is not finite"):
+        write_shard(storage, HEADER, poisoned)
+    assert storage.list() == []
+
+
+def test_a_wrong_shape_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"got \(2, 3\) of float16; allowed: \(positions, 4\) of float16"):
+        write_shard(open_storage(tmp_path), HEADER, {"d": np.zeros((2, 3), np.float16)})
+
+
+def test_damage_is_found(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    write_shard(storage, HEADER, rows(50))
+    whole = storage.read_bytes(PATH)
+    flipped = bytearray(whole)
+    flipped[len(whole) // 3] ^= 1
+    for damaged in (bytes(flipped), whole[: len(whole) // 2], b""):
+        storage.write_bytes(PATH, damaged)
+        with pytest.raises(StorageError, match=r"shard-00000\.parquet"):
+            verify_content(storage, PATH)
+
+
+def test_foreign_parquet_is_refused(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    pd.DataFrame({"x": [1]}).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(StorageError, match="says nothing of embeddings"):
+        read_footer(storage, "x.parquet")
+
+
+def test_plain_tools_read_it(tmp_path: Path) -> None:
+    write_shard(open_storage(tmp_path), HEADER, rows())
+    path = tmp_path / PATH
+    expected = rows()["0" * 31 + "4"]
+    for cell in (
+        pq.read_table(path)["embedding"][4].as_py(),
+        pd.read_parquet(path)["embedding"].iloc[4],
+        pl.read_parquet(path)["embedding"][4],
+    ):
+        np.testing.assert_array_equal(np.frombuffer(cell, "<f2").reshape(-1, 4), expected)
