@@ -1,9 +1,9 @@
 """Composition: the baseline encoder of each modality. No weights: counts of k-mers, nothing else.
 
 In: letters, several to a token (12 bases or 6 residues in one integer: a budget means the same as elsewhere).
-Out: one position a token, holding the frequencies of the k-mers that start in it (nucleotides: k = 1, 2, 3 side
-by side; protein: single residues). Positions are scaled so that their mean, the `pooled` resolution, is exactly
-the composition of the whole sequence; k-mers with an N or X in them are left out of count and total.
+Out: one position a token, holding the frequencies of the k-mers that start in it (nucleotides: k = 1, 2, 3;
+protein: single residues). Positions are scaled so that their mean, the `pooled` resolution, is exactly the
+composition of the whole sequence; k-mers with an N or X in them are left out of count and total.
 """
 
 from __future__ import annotations
@@ -138,7 +138,10 @@ def _letter_codes(token_ids: NDArray[np.int32], alphabet: _Alphabet) -> NDArray[
 
 
 def _composition(codes_L: NDArray[np.int64], alphabet: _Alphabet) -> NDArray[np.float32]:
-    """(P, D): the frequencies of the words that start in each position, times P: their mean is the whole's."""
+    """(P, D).
+
+    The frequencies of the words that start in each position, times P, so the mean is the whole's.
+    """
     size = len(alphabet.letters)
     positions = len(codes_L) // alphabet.letters_per_token
     blocks = []

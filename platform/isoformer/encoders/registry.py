@@ -23,6 +23,12 @@ FAMILIES: Final[dict[str, str]] = {
     "composition-dna": "isoformer.encoders.composition",
     "composition-rna": "isoformer.encoders.composition",
     "composition-protein": "isoformer.encoders.composition",
+    "esm2-tiny": "isoformer.encoders.esm2",
+    "esm2": "isoformer.encoders.esm2",
+    "ntv2-tiny-dna": "isoformer.encoders.nucleotide_transformer",
+    "ntv2-tiny-rna": "isoformer.encoders.nucleotide_transformer",
+    "ntv2-dna": "isoformer.encoders.nucleotide_transformer",
+    "ntv2-rna": "isoformer.encoders.nucleotide_transformer",
 }
 """Encoder name → the module that implements `Family` for it."""
 

@@ -1,4 +1,4 @@
-"""How much of an encoder's output is kept: `pooled` (one vector), `bins:N` (adaptive mean) or `tokens` (all of it).
+"""How much of the output is kept: `pooled` (one vector), `bins:N` (adaptive mean) or `tokens` (all of it).
 
 In: `Encoded` (flat positions of several sequences). Out: one (positions, width) float32 array a sequence.
 Each sequence is reduced by itself, so its numbers do not depend on its neighbours.

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 class EncoderSpec:
     """Everything about an encoder that is known without loading it.
 
-    `identity` holds all that can change a value apart from the weights: architecture sizes, tokenizer, layer, window
-    and crop policy, code version. It goes into the encoder key. `trained` is what the numbers may claim:
-    "pre-trained", "supervised", "random", or "none" for a fixed transform without weights.
+    `identity` holds all that can change a value apart from the weights: architecture sizes, tokenizer,
+    layer, window and crop policy, code version. It goes into the encoder key. `trained` is what the numbers
+    may claim: "pre-trained", "supervised", "random", or "none" for a fixed transform without weights.
     """
 
     name: str
@@ -63,7 +63,10 @@ class Tokenized:
 
 @dataclass(frozen=True)
 class Packed:
-    """Sequences laid end to end: `token_ids` (T,), `offsets` (B+1,): sequence i is [offsets[i], offsets[i+1])."""
+    """Sequences laid end to end.
+
+    `token_ids` (T,), `offsets` (B+1,): sequence i is [offsets[i], offsets[i+1]).
+    """
 
     token_ids: NDArray[np.int32]
     offsets: NDArray[np.int64]
@@ -71,9 +74,12 @@ class Packed:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Hidden states (P, D) in float32 with special tokens already left out; `offsets` (B+1,) into positions."""
+    """Hidden states (P, D) in float32 with special tokens already left out.
 
-    hidden_PD: torch.Tensor
+    `offsets` (B+1,) into positions.
+    """
+
+    hidden_PD: torch.Tensor  # noqa: N815
     offsets: NDArray[np.int64]
 
 
@@ -84,7 +90,10 @@ class Tokenizer(Protocol):
 
 
 class Encoder(Protocol):
-    """Weights on a device. A sequence's states are the same alone, in a crowd, in any order, at any budget."""
+    """Weights on a device.
+
+    A sequence's states are the same alone, in a crowd, in any order, at any budget.
+    """
 
     spec: EncoderSpec
     weights_digest: str

@@ -1,0 +1,164 @@
+"""ESM-2: parity of the packed forward with the library's own model, the contract, and bad weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from transformers import EsmConfig, EsmForMaskedLM, EsmModel
+
+from encoders.contract import EncoderContract
+from encoders.tiny import ESM2_CONFIG, write_folder
+from isoformer.encoders.esm2 import Esm2Tokenizer
+from isoformer.encoders.packed_transformer import PackedEncoder, load_transformer
+from isoformer.encoders.registry import EncoderChoice, load_encoder, load_tokenizer, weights_digest
+from isoformer.encoders.spec import pack
+from isoformer.encoders.transformer_config import read_transformer_config
+from isoformer.errors import EncoderError
+
+LENGTHS = (1, 3, 40, 17, 17, 200)
+
+
+@pytest.fixture(scope="module")
+def library_model() -> EsmModel:
+    torch.manual_seed(0)
+    model = EsmForMaskedLM(EsmConfig(**ESM2_CONFIG)).eval()
+    for parameter in model.parameters():  # norms and biases that count
+        parameter.data.add_(0.1 * torch.randn(parameter.shape))
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(library_model: EsmForMaskedLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("esm2"), ESM2_CONFIG, library_model.state_dict())
+
+
+def proteins(lengths: tuple[int, ...]) -> list[str]:
+    rng = np.random.default_rng(1)
+    return ["".join(rng.choice(list("ACDEFGHIKLMNPQRSTVWYBX"), size=length)) for length in lengths]
+
+
+class TestEsm2Folder(EncoderContract):
+    @pytest.fixture
+    def choice(self, folder: Path) -> EncoderChoice:
+        return EncoderChoice(name="esm2", weights=str(folder))
+
+
+class TestEsm2Random(EncoderContract):
+    @pytest.fixture
+    def choice(self, folder: Path) -> EncoderChoice:
+        return EncoderChoice(name="esm2", weights=str(folder), random_seed=3)
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_parity_with_the_library_at_all_positions(
+    library_model: EsmForMaskedLM, folder: Path, padding_side: str
+) -> None:
+    choice = EncoderChoice(name="esm2", weights=str(folder))
+    tokens = [load_tokenizer(choice)(protein) for protein in proteins(LENGTHS)]
+    ours = load_encoder(choice, "cpu").encode(pack(tokens))
+    longest = max(map(len, tokens))
+    ids = torch.full((len(tokens), longest), ESM2_CONFIG["pad_token_id"])
+    for row, one in enumerate(tokens):
+        place = slice(0, len(one)) if padding_side == "right" else slice(longest - len(one), longest)
+        ids[row, place] = torch.from_numpy(one.token_ids).long()
+    is_token = ids != ESM2_CONFIG["pad_token_id"]
+    with torch.no_grad():
+        library = library_model.esm(ids, attention_mask=is_token.long()).last_hidden_state
+    for row, length in enumerate(LENGTHS):
+        expected = library[row][is_token[row]][1:-1]
+        got = ours.hidden_PD[ours.offsets[row] : ours.offsets[row + 1]]
+        assert got.shape == (length, ESM2_CONFIG["hidden_size"])
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_token_dropout_scales_each_sequence_by_its_own_masks(
+    library_model: EsmForMaskedLM, folder: Path
+) -> None:
+    model = load_transformer(read_transformer_config(folder, gated_feed_forward=False), folder)
+    generator = torch.Generator().manual_seed(2)
+    first, second = (torch.randint(4, 24, (length,), generator=generator) for length in (9, 14))
+    second[[2, 5, 6]] = ESM2_CONFIG["mask_token_id"]
+    with torch.no_grad():
+        packed = model(torch.cat([first, second]), [0, 9, 23])
+        expected = [
+            library_model.esm(ids[None], attention_mask=torch.ones(1, len(ids))).last_hidden_state[0]
+            for ids in (first, second)
+        ]
+    torch.testing.assert_close(packed, torch.cat(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_the_vocabulary_is_the_published_one() -> None:
+    vocabulary = (
+        "<cls> <pad> <eos> <unk> L A G V S E R T I D P K Q N F Y M H W C X B U Z O . - <null_1> <mask>"
+    )
+    ids = {letter: index for index, letter in enumerate(vocabulary.split())}
+    tokens = Esm2Tokenizer(50)("MKJUxb*Z*")
+    expected = ["<cls>", "M", "K", "X", "U", "X", "B", "X", "Z", "<eos>"]
+    assert tokens.token_ids.tolist() == [ids[letter] for letter in expected]
+    assert tokens.counts == {"masked_residues": 3}
+
+
+def test_random_weights_repeat_and_are_labelled(folder: Path) -> None:
+    choices = [EncoderChoice(name="esm2", weights=str(folder), random_seed=seed) for seed in (1, 1, 2)]
+    first, again, other = (cast(PackedEncoder, load_encoder(choice)) for choice in choices)
+    assert first.spec.trained == "random"
+    assert first.weights_digest == "random-1"
+    states = [
+        encoder.model.state_dict() for encoder in (first, again, other) if isinstance(encoder, PackedEncoder)
+    ]
+    name = "encoder.layer.0.attention.self.query.weight"
+    assert torch.equal(states[0][name], states[1][name])
+    assert not torch.equal(states[0][name], states[2][name])
+
+
+def test_weights_of_another_shape_or_name_are_refused(library_model: EsmForMaskedLM, tmp_path: Path) -> None:
+    state = library_model.state_dict()
+    missing = {name: tensor for name, tensor in state.items() if "layer.1.output.dense.bias" not in name}
+    surplus = {**state, "esm.encoder.layer.0.adapter.weight": torch.zeros(2)}
+    reshaped = {**state, "esm.embeddings.word_embeddings.weight": torch.zeros(30, 32)}
+    for broken, problem in (
+        (missing, r"missing: encoder\.layer\.1\.output\.dense\.bias"),
+        (surplus, r"not known: encoder\.layer\.0\.adapter\.weight"),
+        (reshaped, r"is \(30, 32\), must be \(33, 32\)"),
+    ):
+        folder = write_folder(tmp_path, ESM2_CONFIG, broken)
+        with pytest.raises(EncoderError, match=problem):
+            load_encoder(EncoderChoice(name="esm2", weights=str(folder)))
+
+
+def test_a_corrupted_file_and_a_pickle_of_code_are_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(EncoderError, match="not a readable file"):
+        load_encoder(EncoderChoice(name="esm2", weights=str(tmp_path)))
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({"weight": print}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(EncoderError, match="not a readable file of plain tensors"):
+        load_encoder(EncoderChoice(name="esm2", weights=str(tmp_path)))
+
+
+def test_the_digest_is_of_the_bytes(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    blob = bytearray((folder / "model.safetensors").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(blob)
+    original = weights_digest(EncoderChoice(name="esm2", weights=str(folder)))
+    assert weights_digest(EncoderChoice(name="esm2", weights=str(tmp_path))) == original
+    blob[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(blob)
+    assert weights_digest(EncoderChoice(name="esm2", weights=str(tmp_path))) != original
+
+
+@pytest.mark.parametrize("field", [{"position_embedding_type": "absolute"}, {"emb_layer_norm_before": True}])
+def test_a_variant_that_is_not_covered_is_refused(tmp_path: Path, field: dict[str, object]) -> None:
+    folder = write_folder(tmp_path, {**ESM2_CONFIG, **field}, {"x": torch.zeros(1)})
+    with pytest.raises(EncoderError, match=f"{next(iter(field))} must be"):
+        load_tokenizer(EncoderChoice(name="esm2", weights=str(folder)))
+
+
+def test_a_missing_folder_is_named() -> None:
+    with pytest.raises(EncoderError, match=r"no config\.json in /nowhere"):
+        load_tokenizer(EncoderChoice(name="esm2", weights="/nowhere"))
