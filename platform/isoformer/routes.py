@@ -1,0 +1,173 @@
+"""Where the sources meet: gene models or a table, expression, split → planned rows.
+
+One function a route. Rows that cannot be used are set aside here, with a reason, before the genome is read. Called by
+`transcripts.py`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from isoformer.errors import InputError
+from isoformer.extraction import plan_schema
+from isoformer.planning import Plan, PrepareConfig
+from isoformer.schema import TISSUES
+from isoformer.sources.annotation import read_annotation
+from isoformer.sources.expression import Expression, log1p_targets, read_expression
+from isoformer.sources.identifiers import Matches, is_par_y, match_ids, without_par
+from isoformer.sources.reference import Reference
+from isoformer.splits import require_no_empty_split, split_genes
+
+Reason = tuple[str, str]
+"""Why a row is set aside: the reason that is counted, and the detail that is reported."""
+
+
+def plan_rows(config: PrepareConfig, reference: Reference | None) -> Plan:
+    """Read the sources of the configured route and plan its rows. InputError where nothing usable is in them."""
+    return plan_annotation(config, reference)
+
+
+def plan_annotation(config: PrepareConfig, reference: Reference | None) -> Plan:
+    """Route "annotation": gene models joined with an expression matrix."""
+    annotation = read_annotation(str(config.annotation))
+    models = annotation.transcripts
+    expression = _expression(config)
+    matched = match_ids(models["transcript_id"].to_list(), expression.transcript_ids)
+    _require_overlap(models, expression, matched, config)
+    reasons = _reasons(models, matched, reference, config)
+    kept = [number for number, reason in enumerate(reasons) if reason is None]
+    _require_some(kept, reasons)
+    counts = {f"annotation_{name}": count for name, count in annotation.counts.items()}
+    counts |= {f"expression_{name}": count for name, count in expression.counts.items()}
+    counts |= {f"expression_match_{name}": count for name, count in matched.counts.items()}
+    counts["expression_rows_not_in_annotation"] = len(expression.transcript_ids) - len(
+        set(matched.rows.values())
+    )
+    rows = _planned_models(models[kept], expression, matched, config)
+    return Plan(rows, expression.target_names, models.height, _set_aside(models, reasons), counts)
+
+
+def _expression(config: PrepareConfig) -> Expression:
+    if config.expression:
+        return read_expression(
+            config.expression, sample_tissues=config.sample_tissues, targets=config.targets
+        )
+    names = list(config.targets or TISSUES)
+    return Expression([], np.empty((0, len(names))), names, {})
+
+
+def _require_overlap(
+    models: pl.DataFrame, expression: Expression, matched: Matches, config: PrepareConfig
+) -> None:
+    if config.expression and not matched.rows:
+        wanted, present = models["transcript_id"][0], (expression.transcript_ids or ["(no rows)"])[0]
+        raise InputError(f"no transcript of the annotation is in the matrix: {wanted}, … against {present}, …",
+                         file=config.expression, field="transcript_id",
+                         allowed="the annotation's ids, with or without version")  # fmt: skip
+
+
+def _reasons(
+    models: pl.DataFrame, matched: Matches, reference: Reference | None, config: PrepareConfig
+) -> list[Reason | None]:
+    """Why each gene model cannot be used, or None."""
+    places: dict[str, set[str]] = defaultdict(set)
+    for identifier, chromosome in models.select("transcript_id", "chromosome").iter_rows():
+        places[without_par(identifier)].add(chromosome)
+    columns = ("transcript_id", "chromosome", "strands", "lines", "exon_ends")
+    return [
+        _placement_reason(row, places, reference) or _expression_reason(row["transcript_id"], matched, config)
+        for row in models.select(columns).iter_rows(named=True)
+    ]
+
+
+def _placement_reason(
+    row: Mapping[str, object], places: Mapping[str, set[str]], reference: Reference | None
+) -> Reason | None:
+    identifier, chromosome = str(row["transcript_id"]), str(row["chromosome"])
+    on_y = chromosome.removeprefix("chr") == "Y" or is_par_y(identifier)
+    if on_y and len(places[without_par(identifier)]) > 1:
+        return "par_copy", "the same transcript on Y and X: the copy on X is kept"
+    if row["lines"] != 1:
+        return "duplicate_transcript", f"{row['lines']} transcript lines with this id on {chromosome}"
+    if row["strands"] != 1:
+        return "several_strands", "exons on both strands"
+    if reference is None:
+        return None
+    name = reference.resolve(chromosome)
+    if name is None:
+        return "chromosome_not_in_reference", f"{chromosome} is not a sequence of the reference"
+    end_bp = max(row["exon_ends"])  # type: ignore[call-overload]
+    if end_bp > reference.lengths[name]:
+        return "outside_chromosome", f"ends at {end_bp}, {name} has {reference.lengths[name]} bases"
+    return None
+
+
+def _expression_reason(identifier: str, matched: Matches, config: PrepareConfig) -> Reason | None:
+    if identifier in matched.rows or config.keep_unmeasured:
+        return None
+    if identifier in matched.ambiguous:
+        return "expression_ambiguous", "several rows of the matrix have this id with other versions"
+    return "no_expression", "the matrix has no row for it"
+
+
+def _require_some(kept: Sequence[int], reasons: Sequence[Reason | None]) -> None:
+    if not kept:
+        most = Counter(reason for reason in reasons if reason).most_common(3)
+        listed = "; ".join(f"{name} {count} times, e.g. {detail}" for (name, detail), count in most)
+        raise InputError(
+            f"no transcript is left to prepare: {listed}", allowed="at least one usable transcript"
+        )
+
+
+def _set_aside(models: pl.DataFrame, reasons: Sequence[Reason | None]) -> list[dict[str, str]]:
+    pairs = zip(models["transcript_id"], models["gene_id"], reasons, strict=True)
+    return [
+        {"transcript_id": identifier, "gene_id": gene, "reason": reason[0], "detail": reason[1]}
+        for identifier, gene, reason in pairs
+        if reason is not None
+    ]
+
+
+def _planned_models(
+    models: pl.DataFrame, expression: Expression, matched: Matches, config: PrepareConfig
+) -> pa.Table:
+    models = models.sort("gene_id", "chromosome", "transcript_id")
+    chromosomes: dict[str, list[str]] = defaultdict(list)
+    for gene, chromosome in models.select("gene_id", "chromosome").unique(maintain_order=True).iter_rows():
+        chromosomes[gene].append(chromosome)
+    by_gene = split_genes(chromosomes, config.split)
+    splits = [by_gene[gene] for gene in models["gene_id"]]
+    require_no_empty_split(splits, config.split)
+    numbers = [matched.rows.get(identifier, -1) for identifier in models["transcript_id"]]
+    tpm = np.vstack([expression.tpm, np.full((1, len(expression.target_names)), np.nan)])[numbers]
+    plus = models["strand"] == "+"
+    tss = pl.select(
+        pl.when(plus).then(models["exon_starts"].list.first()).otherwise(models["exon_ends"].list.last() - 1)
+    )
+    return planned_table(models.to_arrow(), splits, tss.to_series().to_arrow(), tpm)
+
+
+def planned_table(table: pa.Table, splits: Sequence[str], tss_bp: pa.Array, tpm: np.ndarray) -> pa.Table:
+    """Rows with all of `plan_schema`'s columns: the table's own, those given, and null for the rest."""
+    targets, mask = log1p_targets(tpm)
+    schema = plan_schema(tpm.shape[1])
+    made = {
+        "split": pa.array(splits, pa.string()),
+        "tss_bp": tss_bp,
+        "targets": pa.FixedSizeListArray.from_arrays(pa.array(targets.ravel()), tpm.shape[1]),
+        "target_mask": pa.FixedSizeListArray.from_arrays(pa.array(mask.ravel()), tpm.shape[1]),
+    }
+    columns = []
+    for field in schema:
+        column = made[field.name] if field.name in made else _column(table, field)
+        columns.append(column.cast(field.type))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray | pa.Array:
+    return table[field.name] if field.name in table.column_names else pa.nulls(len(table), field.type)

@@ -1,0 +1,180 @@
+"""The genome: FASTA in, bases out, at any place, on either strand.
+
+`build_reference` brings one or several FASTA files (plain, gzip or bgzip) into one indexed bgzip file; `Reference` reads
+it. Names are matched with and without `chr` (`chr21` and `21`, `chrM` and `MT`). Who calls it: `transcripts.py` while
+preparing, and the embedding stage, which cuts the DNA windows again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Self
+
+from isoformer.errors import InputError
+from isoformer.sequences import reverse_complement
+from isoformer.sources.files import chunks, existing_file, open_bytes
+
+if TYPE_CHECKING:
+    from isoformer.manifest import Manifest
+    from isoformer.storage import Storage
+
+INDEX_SUFFIXES = ("", ".fai", ".gzi")
+_NOT_ACGT_TO_N = str.maketrans(
+    {letter: "N" for letter in "RYSWKMBDHVryswkmbdhvn"} | dict(zip("acgtuU", "ACGTTT", strict=True))
+)
+
+
+class Reference:
+    """An indexed FASTA. `fetch` pads with N beyond the ends and normalises; names match with or without `chr`."""
+
+    def __init__(self, path: Path, fasta: Any, aliases: Mapping[str, str]) -> None:
+        self.path = path
+        self._fasta = fasta
+        self._lengths = dict(zip(fasta.references, fasta.lengths, strict=True))
+        self._aliases = aliases
+
+    @classmethod
+    def open(cls, path: str | Path, aliases: Mapping[str, str] | None = None) -> Self:
+        """Open a bgzip or plain FASTA that lies on disk with its index; the index is made where it is missing."""
+        import pysam
+
+        found = existing_file(path, "reference")
+        try:
+            return cls(found, pysam.FastaFile(str(found)), dict(aliases or {}))
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot be opened as an indexed FASTA ({error})", file=path) from None
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Bases of every sequence, under the names of the file."""
+        return dict(self._lengths)
+
+    def resolve(self, chromosome: str) -> str | None:
+        """The file's own name of a chromosome, or None where the file has no such sequence."""
+        return next((name for name in _spellings(chromosome, self._aliases) if name in self._lengths), None)
+
+    def fetch(self, chromosome: str, start_bp: int, end_bp: int, strand: str = "+") -> str:
+        """Bases [start_bp, end_bp) of the plus strand, read on `strand`; N outside the chromosome.
+
+        InputError where the file has no such chromosome.
+        """
+        name = self.resolve(chromosome)
+        if name is None:
+            raise InputError("chromosome is not in the reference", file=self.path, value=chromosome,
+                             allowed=_some(self._lengths))  # fmt: skip
+        inside_start, inside_end = max(0, start_bp), min(end_bp, self._lengths[name])
+        if inside_start >= inside_end:
+            return "N" * (end_bp - start_bp)
+        bases = self._fasta.fetch(name, inside_start, inside_end).translate(_NOT_ACGT_TO_N)
+        padded = "N" * (inside_start - start_bp) + bases + "N" * (end_bp - inside_end)
+        return padded if strand == "+" else reverse_complement(padded)
+
+
+def build_reference(paths: Sequence[str | Path], folder: Path) -> tuple[Path, str]:
+    """Write `<folder>/<digest>.fa.gz` with its indexes from FASTA files; return the path and the digest.
+
+    The digest is over the decompressed text, so that compression does not change it. InputError where a file is not
+    FASTA, is truncated, or names a sequence twice.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(suffix=".fa.gz", dir=folder)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        digest = _recompress(paths, temporary)
+        _index(temporary, paths)
+        target = folder / f"{digest}.fa.gz"
+        for suffix in reversed(INDEX_SUFFIXES):
+            os.replace(f"{temporary}{suffix}", f"{target}{suffix}")
+        return target, digest
+    finally:
+        for suffix in INDEX_SUFFIXES:
+            Path(f"{temporary}{suffix}").unlink(missing_ok=True)
+
+
+def reference_key(digest: str) -> str:
+    """Where a dataset keeps its reference."""
+    return f"reference/{digest}.fa.gz"
+
+
+def open_dataset_reference(storage: Storage, manifest: Manifest, cache_dir: str | Path) -> Reference:
+    """The reference of a prepared dataset, copied once per node into `cache_dir` under a file lock, and opened."""
+    if manifest.reference_digest is None:
+        raise InputError("this dataset brings its own DNA: it has no reference", file=storage.uri)
+    return open_stored_reference(storage, manifest.reference_digest, cache_dir, manifest.chromosome_aliases)
+
+
+def open_stored_reference(
+    storage: Storage, digest: str, cache_dir: str | Path, aliases: Mapping[str, str] | None = None
+) -> Reference:
+    """As `open_dataset_reference`, while the manifest is still to be written."""
+    from filelock import FileLock
+
+    cache = Path(cache_dir)
+    cache.mkdir(parents=True, exist_ok=True)
+    target = cache / f"{digest}.fa.gz"
+    with FileLock(f"{target}.lock"):
+        for suffix in reversed(INDEX_SUFFIXES):
+            local = Path(f"{target}{suffix}")
+            if not local.exists():
+                storage.download(reference_key(digest) + suffix, local)
+    return Reference.open(target, aliases)
+
+
+def _spellings(chromosome: str, aliases: Mapping[str, str]) -> Iterable[str]:
+    yield chromosome
+    if chromosome in aliases:
+        yield aliases[chromosome]
+    bare = chromosome.removeprefix("chr")
+    yield from ("chrM", "MT", "M", "chrMT") if bare in {"M", "MT"} else (bare, f"chr{bare}")
+
+
+def _recompress(paths: Sequence[str | Path], target: Path) -> str:
+    import pysam
+
+    digest = hashlib.blake2b(digest_size=16)
+    with pysam.BGZFile(str(target), "wb") as out:
+        for path in paths:
+            source = existing_file(path, "reference")
+            with open_bytes(source) as file:
+                _copy_fasta(file, source, out, digest)
+    return digest.hexdigest()
+
+
+def _copy_fasta(file: IO[bytes], source: Path, out: Any, digest: Any) -> None:
+    last = b""
+    for chunk in chunks(file):
+        if not last and not chunk.startswith(b">"):
+            raise InputError("is not FASTA", file=source, line=1, value=chunk[:20].decode("ascii", "replace"),
+                             allowed="a line that starts with '>'")  # fmt: skip
+        out.write(chunk)
+        digest.update(chunk)
+        last = chunk
+    if not last.endswith(b"\n"):
+        out.write(b"\n")
+        digest.update(b"\n")
+
+
+def _index(fasta: Path, paths: Sequence[str | Path]) -> None:
+    import pysam
+
+    names = ", ".join(str(path) for path in paths)
+    try:
+        pysam.faidx(str(fasta), catch_stdout=False)
+    except pysam.SamtoolsError as error:
+        raise InputError(f"cannot be indexed as FASTA ({str(error).strip()})", file=names) from None
+    index = Path(f"{fasta}.fai").read_text(encoding="utf-8").splitlines()
+    seen: set[str] = set()
+    for name in (line.split("\t", 1)[0] for line in index):
+        if name in seen:
+            raise InputError("sequence is there twice", file=names, record=name)
+        seen.add(name)
+
+
+def _some(names: Iterable[str], limit: int = 8) -> str:
+    listed = list(names)
+    return ", ".join(listed[:limit]) + (f", … ({len(listed)} in all)" if len(listed) > limit else "")

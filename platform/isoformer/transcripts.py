@@ -1,0 +1,203 @@
+"""prepare: sources in, the sharded transcripts dataset out.
+
+    read the sources → plan rows (one a transcript, with targets and split) → deal genes into shards of equal cost
+    → extract each shard as a Ray Data task → check that the counts reconcile → publish the manifest, last
+
+A dataset is a pure function of its sources' bytes, the configuration and this code's version: its fingerprint. One that is
+there already with the same fingerprint is used as it is; another one under the same root is an error, never overwritten.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from isoformer.errors import InputError
+from isoformer.extraction import Policy, ShardSettings, extract_and_write_shard
+from isoformer.manifest import (
+    MANIFEST_KEY,
+    QUARANTINE_KEY,
+    Counts,
+    Manifest,
+    Shard,
+    Source,
+    existing_manifest,
+    fingerprint_of,
+    read_manifest,
+    read_shard,
+)
+from isoformer.planning import Plan, PrepareConfig, deal_into_shards
+from isoformer.routes import plan_rows
+from isoformer.sources.files import bytes_digest, existing_file
+from isoformer.sources.reference import INDEX_SUFFIXES, Reference, build_reference, reference_key
+from isoformer.storage import Storage, open_storage
+
+__all__ = ["Manifest", "PrepareConfig", "prepare", "read_manifest", "read_shard"]
+
+CODE_VERSION: Final = 1
+"""Raise it when the same inputs make other rows than before."""
+
+Runner = Callable[[Sequence[bytes], ShardSettings], list[dict[str, Any]]]
+
+
+def prepare(config: PrepareConfig, root: str, *, run_shards: Runner | None = None) -> Manifest:
+    """Make the transcripts dataset under `root`, or find that it is already there.
+
+    Ray must be connected by the caller, unless `run_shards` is given (`run_here` does without). InputError for bad input,
+    FingerprintError where `root` holds a dataset of other inputs, StorageError where it cannot be written.
+    """
+    storage = open_storage(root)
+    sources = describe_sources(config)
+    fingerprint = fingerprint_of(sources, config.content(), CODE_VERSION)
+    found = existing_manifest(storage, fingerprint)
+    if found is not None:
+        return found
+    with tempfile.TemporaryDirectory(prefix="isoformer-prepare-") as work:
+        reference_path, reference_digest = _published_reference(config, storage, Path(work))
+        reference = Reference.open(reference_path, config.chromosome_aliases) if reference_path else None
+        plan = plan_rows(config, reference)
+        settings = _settings(config, plan, storage, reference_digest, work)
+        shards = [_ipc_bytes(plan.rows.take(numbers)) for numbers in deal_into_shards(plan.rows, config)]
+        summaries = (run_shards or run_on_ray)(shards, settings)
+    return _publish(storage, config, sources, fingerprint, plan, summaries, reference_digest)
+
+
+def describe_sources(config: PrepareConfig) -> list[Source]:
+    """Role, path, size and digest of every file that goes in. InputError where one is missing or empty."""
+    sources = []
+    for role, path in config.source_paths():
+        file = existing_file(path, role)
+        sources.append(
+            Source(role=role, path=str(path), bytes=file.stat().st_size, digest=bytes_digest(file))
+        )
+    return sources
+
+
+def run_here(shards: Sequence[bytes], settings: ShardSettings) -> list[dict[str, Any]]:
+    """Run the shard tasks one after another in this process."""
+    return [extract_and_write_shard(index, plan, settings) for index, plan in enumerate(shards)]
+
+
+def run_on_ray(shards: Sequence[bytes], settings: ShardSettings) -> list[dict[str, Any]]:
+    """Run the shard tasks as Ray Data tasks, one a shard; the summaries come back in shard order."""
+    import ray
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    items = [{"index": index, "plan": plan} for index, plan in enumerate(shards)]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    rows = dataset.map(_extract_item, fn_kwargs={"settings": settings}).take_all()
+    return sorted((json.loads(row["summary"]) for row in rows), key=lambda summary: summary["name"])
+
+
+def _extract_item(item: Mapping[str, Any], settings: ShardSettings) -> dict[str, str]:
+    return {"summary": json.dumps(extract_and_write_shard(int(item["index"]), item["plan"], settings))}
+
+
+def _published_reference(
+    config: PrepareConfig, storage: Storage, work: Path
+) -> tuple[Path | None, str | None]:
+    """Put the genome beside the data: one indexed bgzip file, the index first, so that the genome never lacks it."""
+    if not config.reference:
+        return None, None
+    path, digest = build_reference(config.reference, work)
+    for suffix in reversed(INDEX_SUFFIXES):
+        storage.put_file(Path(f"{path}{suffix}"), reference_key(digest) + suffix)
+    return path, digest
+
+
+def _settings(
+    config: PrepareConfig, plan: Plan, storage: Storage, reference_digest: str | None, work: str
+) -> ShardSettings:
+    policy = Policy(**{field.name: getattr(config, field.name) for field in fields(Policy)})
+    return ShardSettings(
+        root=storage.uri,
+        target_count=len(plan.target_names),
+        policy=policy,
+        reference_digest=reference_digest,
+        chromosome_aliases=config.chromosome_aliases,
+        cache_dir=config.cache_dir or work,
+    )
+
+
+def _ipc_bytes(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def _publish(
+    storage: Storage,
+    config: PrepareConfig,
+    sources: list[Source],
+    fingerprint: str,
+    plan: Plan,
+    summaries: Sequence[Mapping[str, Any]],
+    reference_digest: str | None,
+) -> Manifest:
+    quarantined = [*plan.quarantined, *(row for summary in summaries for row in summary["quarantined"])]
+    manifest = Manifest(
+        fingerprint=fingerprint,
+        sources=sources,
+        config=config.model_dump(mode="json"),
+        target_names=plan.target_names,
+        label_provenance=config.label_provenance,
+        reference_digest=reference_digest,
+        chromosome_aliases=config.chromosome_aliases,
+        window_bases=config.dna_window_bases if reference_digest else None,
+        shards=[Shard(**{name: summary[name] for name in Shard.model_fields}) for summary in summaries],
+        counts=_counts(plan, summaries, quarantined),
+    )
+    manifest.counts.require_reconciled()
+    if not manifest.counts.rows_out:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in manifest.counts.quarantined.items())
+        raise InputError(f"no transcript is left: {reasons}", allowed="at least one usable transcript")
+    _remove_strays(storage, manifest)
+    storage.write_bytes(QUARANTINE_KEY, _quarantine_bytes(quarantined))
+    storage.write_bytes(MANIFEST_KEY, manifest.model_dump_json(indent=1).encode())
+    return manifest
+
+
+def _counts(
+    plan: Plan, summaries: Sequence[Mapping[str, Any]], quarantined: Sequence[Mapping[str, str]]
+) -> Counts:
+    def summed(name: str) -> dict[str, int]:
+        total: Counter[str] = Counter()
+        for summary in summaries:
+            total.update(summary[name])
+        return dict(sorted(total.items()))
+
+    return Counts(
+        rows_in=plan.rows_in,
+        rows_out=sum(summary["transcripts"] for summary in summaries),
+        quarantined=dict(sorted(Counter(row["reason"] for row in quarantined).items())),
+        status=summed("status"),
+        notes=summed("notes"),
+        splits=summed("splits"),
+        sources=plan.source_counts,
+    )
+
+
+def _remove_strays(storage: Storage, manifest: Manifest) -> None:
+    """Shards of an earlier run that was killed before it had a manifest, with more shards than this one."""
+    wanted = {f"transcripts/{shard.name}" for shard in manifest.shards}
+    for key in storage.list("transcripts/shard-"):
+        if key not in wanted:
+            storage.delete(key)
+
+
+def _quarantine_bytes(rows: Sequence[Mapping[str, str]]) -> bytes:
+    names = ("transcript_id", "gene_id", "reason", "detail")
+    table = pa.table({name: pa.array([row[name] for row in rows], pa.string()) for name in names})
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()
