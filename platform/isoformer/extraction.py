@@ -1,8 +1,9 @@
-"""One shard: planned rows and a genome in; a Parquet file with RNA, protein, window coordinates and digests out.
+"""One shard: planned rows and a genome in; a Parquet file with RNA, protein, window coordinates and digests
+out.
 
-`extract_and_write_shard` is what Ray runs, one task a shard; it also works alone. It cuts each gene once from the
-reference, writes the shard's file atomically and returns a small summary. Nothing is dropped in silence: a row is
-written with a status and notes, or goes to quarantine with a reason.
+`extract_and_write_shard` is what Ray runs, one task a shard; it also works alone. It cuts each gene once from
+the reference, writes the shard's file atomically and returns a small summary. Nothing is dropped in silence:
+a row is written with a status and notes, or goes to quarantine with a reason.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,19 +25,26 @@ from isoformer.sequences import (
     Genome,
     dna_window,
     normalise,
-    reverse_complement,
     sequence_digest,
     unknown_fraction,
     window_bounds,
 )
+from isoformer.sources.gene_cut import GeneCut
 from isoformer.sources.reference import Reference, open_stored_reference
 from isoformer.splicing import NO_LENGTHS, BrokenCds, InternalTga, Lengths, QuarantinedError, splice
 from isoformer.storage import open_storage
 
-COPIED: Final = ("transcript_id", "gene_id", "gene_name", "chromosome", "strand", "biotype", "split", "targets",
-                 "target_mask")  # fmt: skip
-_GENE_CUT_LIMIT_BP: Final = 20_000_000
-"""A 'gene' that spans more is cut exon by exon; the longest human gene has 2.5 million bases."""
+COPIED: Final = (
+    "transcript_id",
+    "gene_id",
+    "gene_name",
+    "chromosome",
+    "strand",
+    "biotype",
+    "split",
+    "targets",
+    "target_mask",
+)
 
 
 @dataclass(frozen=True)
@@ -63,12 +71,25 @@ class ShardSettings:
 
 
 def plan_schema(target_count: int) -> pa.Schema:
-    """A planned row: what is known before the genome is read. Sequences are given only where a table brings them."""
+    """A planned row: what is known before the genome is read. Sequences are given only where a table brings
+    them.
+    """
     positions = pa.list_(pa.int64())
     final = transcripts_schema(target_count)
     fields = [final.field(name).with_nullable(True) for name in (*COPIED, "tss_bp")]
-    lists = [pa.field(name, positions) for name in ("exon_starts", "exon_ends", "cds_starts", "cds_ends", "cds_frames",
-                                                    "stop_starts", "stop_ends", "sec_starts")]  # fmt: skip
+    lists = [
+        pa.field(name, positions)
+        for name in (
+            "exon_starts",
+            "exon_ends",
+            "cds_starts",
+            "cds_ends",
+            "cds_frames",
+            "stop_starts",
+            "stop_ends",
+            "sec_starts",
+        )
+    ]
     flags = [pa.field(name, pa.bool_()) for name in ("cds_start_nf", "cds_end_nf", "seleno")]
     given = [pa.field(name, pa.large_string()) for name in ("dna", "rna", "protein")]
     lengths = [pa.field(name, pa.int32()) for name in ("five_utr_bases", "cds_bases", "three_utr_bases")]
@@ -112,8 +133,14 @@ def extract_rows(
         try:
             finished, notes = extract_row(row, genome, policy)
         except QuarantinedError as problem:
-            quarantined.append({"transcript_id": row["transcript_id"], "gene_id": row["gene_id"],
-                                "reason": problem.reason, "detail": problem.detail})  # fmt: skip
+            quarantined.append(
+                {
+                    "transcript_id": row["transcript_id"],
+                    "gene_id": row["gene_id"],
+                    "reason": problem.reason,
+                    "detail": problem.detail,
+                }
+            )
             continue
         rows.append(finished)
         noted.update(reason for reason, count in notes.items() if count)
@@ -123,15 +150,17 @@ def extract_rows(
 def extract_row(
     row: Mapping[str, Any], genome: Genome | None, policy: Policy
 ) -> tuple[dict[str, Any], Counter[str]]:
-    """One finished row of the transcripts table and its notes; raises QuarantinedError where it cannot be used."""
+    """One finished row of the transcripts table and its notes; raises QuarantinedError where it cannot be
+    used.
+    """
     notes: Counter[str] = Counter()
     if row["rna"] is None and genome is not None and row["exon_starts"]:
         spliced = splice(row, genome, broken_cds=policy.broken_cds, internal_tga=policy.internal_tga)
         notes.update(spliced.notes)
-        rna, protein, lengths = spliced.rna, spliced.protein, spliced.lengths
+        whole, protein, lengths = spliced.rna or None, spliced.protein, spliced.lengths
     else:
-        rna, protein, lengths = _given(row, notes)
-    rna, lengths = _cropped(rna, lengths, policy, notes)
+        whole, protein, lengths = _given(row, notes)
+    rna, lengths = _cropped(whole, lengths, policy, notes)
     finished = {
         **{name: row[name] for name in COPIED},
         **_window(row, genome, policy, notes),
@@ -145,31 +174,6 @@ def extract_row(
         raise QuarantinedError("no_sequence", "neither DNA, RNA nor protein")
     text = "; ".join(f"{reason}={count}" for reason, count in sorted(notes.items()) if count)
     return {**finished, "status": _status(notes, protein), "notes": text}, notes
-
-
-class GeneCut:
-    """The stretch of plus strand that a gene's transcripts and their windows need, cut once; reads like the whole."""
-
-    def __init__(self, reference: Reference, chromosome: str, start_bp: int, bases: str) -> None:
-        self.reference, self.chromosome = reference, chromosome
-        self.start_bp, self.bases = start_bp, bases
-
-    @classmethod
-    def of(cls, rows: Sequence[Mapping[str, Any]], reference: Reference, window_bases: int) -> Self:
-        starts = [row["exon_starts"][0] if row["exon_starts"] else row["tss_bp"] for row in rows]
-        ends = [row["exon_ends"][-1] if row["exon_ends"] else row["tss_bp"] + 1 for row in rows]
-        start_bp, end_bp = min(starts) - window_bases, max(ends) + window_bases
-        chromosome = rows[0]["chromosome"]
-        small = end_bp - start_bp <= _GENE_CUT_LIMIT_BP
-        return cls(
-            reference, chromosome, start_bp, reference.fetch(chromosome, start_bp, end_bp) if small else ""
-        )
-
-    def fetch(self, chromosome: str, start_bp: int, end_bp: int, strand: str = "+") -> str:
-        if not self.bases:
-            return self.reference.fetch(chromosome, start_bp, end_bp, strand)
-        bases = self.bases[start_bp - self.start_bp : end_bp - self.start_bp]
-        return bases if strand == "+" else reverse_complement(bases)
 
 
 def _with_genome(
@@ -209,7 +213,9 @@ def _normalised(row: Mapping[str, Any], modality: Modality, notes: Counter[str])
 def _cropped(
     rna: str | None, lengths: Lengths, policy: Policy, notes: Counter[str]
 ) -> tuple[str | None, Lengths]:
-    """Keep the 3' end; what is cut off on the left comes from the 5' UTR first, then from the CDS, then from the rest."""
+    """Keep the 3' end; what is cut off on the left comes from the 5' UTR first, then from the CDS, then from
+    the rest.
+    """
     if rna is None:
         return None, lengths
     unknown = unknown_fraction(rna)

@@ -1,6 +1,7 @@
 """What a transcripts dataset says about itself: where it came from, what is in it, and what is not and why.
 
-`transcripts/manifest.json` is written last: a dataset without one does not exist. Readers trust it, never a listing.
+`transcripts/manifest.json` is written last: a dataset without one does not exist. Readers trust it, never a
+listing.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class Shard(BaseModel):
 
 
 class Counts(BaseModel):
-    """`rows_in` = `rows_out` + the sum of `quarantined`; the other tables count by reason and do not add up to it."""
+    """`rows_in` = `rows_out` + the sum of `quarantined`; the other tables count by reason and do not add up
+    to it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     rows_in: int
@@ -60,7 +63,8 @@ class Counts(BaseModel):
         quarantined = sum(self.quarantined.values())
         if self.rows_in != self.rows_out + quarantined or sum(self.status.values()) != self.rows_out:
             raise InputError(
-                f"counts do not reconcile: {self.rows_in} rows in, {self.rows_out} out, {quarantined} quarantined, "
+                f"counts do not reconcile: {self.rows_in} rows in, {self.rows_out} out, "
+                f"{quarantined} quarantined, 
                 f"{sum(self.status.values())} with a status; nothing was published"
             )
 
@@ -84,7 +88,9 @@ class Manifest(BaseModel):
 
 
 def fingerprint_of(sources: Sequence[Source], config: Mapping[str, Any], code_version: int) -> str:
-    """One digest over everything that can change a row: the files' bytes, the configuration, the code's version."""
+    """One digest over everything that can change a row: the files' bytes, the configuration, the code's
+    version.
+    """
     stated = {
         "schema_version": SCHEMA_VERSION,
         "code_version": code_version,
@@ -95,7 +101,9 @@ def fingerprint_of(sources: Sequence[Source], config: Mapping[str, Any], code_ve
 
 
 def read_manifest(storage: Storage) -> Manifest:
-    """The manifest of the dataset under this root. StorageError where there is none, or it cannot be understood."""
+    """The manifest of the dataset under this root. StorageError where there is none, or it cannot be
+    understood.
+    """
     if not storage.exists(MANIFEST_KEY):
         raise StorageError(
             f"{storage.uri}: holds no transcripts dataset ({MANIFEST_KEY} is missing); run prepare first"
@@ -109,7 +117,8 @@ def read_manifest(storage: Storage) -> Manifest:
         ) from None
     if manifest.schema_version != SCHEMA_VERSION:
         raise StorageError(
-            f"{storage.uri}: dataset has schema {manifest.schema_version}, this version reads {SCHEMA_VERSION}: prepare again"
+            f"{storage.uri}: dataset has schema {manifest.schema_version}, "
+            f"this version reads {SCHEMA_VERSION}: prepare again"
         )
     return manifest
 
@@ -122,13 +131,16 @@ def existing_manifest(storage: Storage, fingerprint: str) -> Manifest | None:
     if found.fingerprint != fingerprint:
         raise FingerprintError(
             f"{storage.uri}: holds a transcripts dataset with fingerprint {found.fingerprint}, "
-            f"but these inputs and settings make {fingerprint}; choose another root, or delete that dataset first"
+            f"but these inputs and settings make {fingerprint}; "
+            "choose another root, or delete that dataset first"
         )
     return found
 
 
 def read_shard(storage: Storage, index: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """One shard of the transcripts table, whole or some columns. StorageError where it is not there or damaged."""
+    """One shard of the transcripts table, whole or some columns. StorageError where it is not there or
+    damaged.
+    """
     key = f"transcripts/{shard_name(index)}"
     try:
         with storage.open_input(key) as file:

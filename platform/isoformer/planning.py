@@ -1,4 +1,5 @@
-"""What prepare is asked for (`PrepareConfig`), the planned rows it works from (`Plan`), and how they are dealt into shards.
+"""What prepare is asked for (`PrepareConfig`), the planned rows it works from (`Plan`), and how they are
+dealt into shards.
 
 `routes.py` fills a plan from the sources; `transcripts.py` runs it. Needs neither Ray nor storage.
 """
@@ -27,8 +28,8 @@ _PATH_FIELDS = ("reference", "annotation", "expression", "sample_tissues", "tabl
 class PrepareConfig(FrozenConfig):
     """What to prepare from, and how.
 
-    Routes: "annotation" (reference + annotation + expression), "published" (table in the published layout + reference),
-    "table" (a plain table with dna, rna, protein and target columns).
+    Routes: "annotation" (reference + annotation + expression), "published" (table in the published layout +
+    reference), "table" (a plain table with dna, rna, protein and target columns).
     """
 
     route: Literal["annotation", "published", "table"] = "annotation"

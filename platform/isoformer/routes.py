@@ -1,7 +1,7 @@
 """Where the sources meet: gene models or a table, expression, split → planned rows.
 
-One function a route. Rows that cannot be used are set aside here, with a reason, before the genome is read. Called by
-`transcripts.py`.
+One function a route. Rows that cannot be used are set aside here, with a reason, before the genome is read.
+Called by `transcripts.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Reason = tuple[str, str]
 
 
 def plan_rows(config: PrepareConfig, reference: Reference | None) -> Plan:
-    """Read the sources of the configured route and plan its rows. InputError where nothing usable is in them."""
+    """Read the sources of the configured route and plan its rows; InputError where nothing is usable."""
     return plan_annotation(config, reference)
 
 
@@ -66,9 +66,12 @@ def _require_overlap(
 ) -> None:
     if config.expression and not matched.rows:
         wanted, present = models["transcript_id"][0], (expression.transcript_ids or ["(no rows)"])[0]
-        raise InputError(f"no transcript of the annotation is in the matrix: {wanted}, … against {present}, …",
-                         file=config.expression, field="transcript_id",
-                         allowed="the annotation's ids, with or without version")  # fmt: skip
+        raise InputError(
+            f"no transcript of the annotation is in the matrix: {wanted}, … against {present}, …",
+            file=config.expression,
+            field="transcript_id",
+            allowed="the annotation's ids, with or without version",
+        )
 
 
 def _reasons(

@@ -1,11 +1,13 @@
 """Letters of DNA, RNA and protein: one alphabet, one digest, one genetic code.
 
-In: strings as files have them (lower case, U or T, ambiguity codes). Out: normalised strings over `ACGTN` or the amino
-acid letters, their digests, reverse complements, translations and TSS-centred windows. `transcripts.py`, the encoders'
-tokenizers and the embedding stage all go through here, so that one sequence has one digest everywhere.
+In: strings as files have them (lower case, U or T, ambiguity codes). Out: normalised strings over `ACGTN` or
+the amino acid letters, their digests, reverse complements, translations and TSS-centred windows.
+`transcripts.py`, the encoders' tokenizers and the embedding stage all go through here, so that one sequence
+has one digest everywhere.
 
-Policy, the same for all: nucleotides are upper case with U read as T, and every IUPAC ambiguity code becomes N. Proteins
-are upper case, lose one terminal `*`, keep B J O U X Z, and an internal `*` becomes X. Everything replaced is counted.
+Policy, the same for all: nucleotides are upper case with U read as T, and every IUPAC ambiguity code becomes
+N. Proteins are upper case, lose one terminal `*`, keep B J O U X Z, and an internal `*` becomes X. Everything
+replaced is counted.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ class Genome(Protocol):
 
 @dataclass(frozen=True)
 class Translation:
-    """A protein and what was met on the way. `internal_stops` are residue indices that no annotation explains."""
+    """A protein and what was met on the way. `internal_stops` are residue indices that no annotation
+    explains.
+    """
 
     protein: str
     has_stop: bool
@@ -82,10 +86,11 @@ def translate(
 ) -> Translation:
     """Translate in-frame normalised DNA; codons with an N are X; the terminal stop is left out.
 
-    A recognised alternative start codon of a complete CDS reads M, as the initiator tRNA does. `selenocysteine_codons`
-    are codon indices where TGA reads U. Bases after the last whole codon are counted, not translated.
+    A recognised alternative start codon of a complete CDS reads M, as the initiator tRNA does.
+    `selenocysteine_codons` are codon indices where TGA reads U. Bases after the last whole codon are counted,
+    not translated.
     """
-    residues, stops, starts = _code_table(code)
+    residues, starts = _code_table(code)
     codons = [coding[i : i + 3] for i in range(0, len(coding) - 2, 3)]
     letters = [residues.get(codon, "X") for codon in codons]
     has_stop = bool(letters) and letters[-1] == "*"
@@ -110,15 +115,17 @@ def genetic_code(chromosome: str | None) -> int:
 
 
 def window_bounds(tss_bp: int, strand: str, window_bases: int) -> tuple[int, int]:
-    """Plus-strand bounds of the window whose base at index `window_bases // 2`, read on `strand`, is the TSS."""
+    """Plus-strand bounds of the window with the TSS at index `window_bases // 2`, read on `strand`."""
     before = window_bases // 2 if strand == "+" else window_bases - window_bases // 2 - 1
     return tss_bp - before, tss_bp - before + window_bases
 
 
 def dna_window(reference: Genome, row: Mapping[str, Any], window_bases: int | None = None) -> str:
-    """A row's DNA window on the transcript's strand, N-padded at chromosome ends; TSS base at index window // 2.
+    """A row's DNA window on the transcript's strand, N-padded at chromosome ends; TSS base at index window //
+    2.
 
-    `row` holds `chromosome`, `strand` and either `window_start_bp`/`window_end_bp` or, with `window_bases`, `tss_bp`.
+    `row` holds `chromosome`, `strand` and either `window_start_bp`/`window_end_bp` or, with `window_bases`,
+    `tss_bp`.
     """
     if window_bases is None:
         start_bp, end_bp = row["window_start_bp"], row["window_end_bp"]
@@ -162,9 +169,9 @@ def _counted(**counts: int) -> dict[str, int]:
 
 
 @cache
-def _code_table(code: int) -> tuple[dict[str, str], frozenset[str], frozenset[str]]:
+def _code_table(code: int) -> tuple[dict[str, str], frozenset[str]]:
     from Bio.Data.CodonTable import unambiguous_dna_by_id
 
     table = unambiguous_dna_by_id[code]
-    stops = frozenset(table.stop_codons)
-    return {**table.forward_table, **dict.fromkeys(stops, "*")}, stops, frozenset(table.start_codons)
+    residues = {**table.forward_table, **dict.fromkeys(table.stop_codons, "*")}
+    return residues, frozenset(table.start_codons)

@@ -1,13 +1,15 @@
 """A gene model and a genome: the spliced RNA, its UTR and CDS lengths, and the protein.
 
-Pure biology, one transcript at a time: `splice` is called by `extraction.py` for every row that comes from an annotation.
-Stated policy: the CDS is read from its first whole codon (phase, incomplete start); an incomplete end may leave a
-partial codon; a mitochondrial CDS may end in T or TA, which polyadenylation completes. Any other CDS out of frame, and
-an internal stop that no selenocysteine explains, is a broken CDS: quarantined, or kept without its protein.
+Pure biology, one transcript at a time: `splice` is called by `extraction.py` for every row that comes from an
+annotation. Stated policy: the CDS is read from its first whole codon (phase, incomplete start); an incomplete
+end may leave a partial codon; a mitochondrial CDS may end in T or TA, which polyadenylation completes. Any
+other CDS out of frame, and an internal stop that no selenocysteine explains, is a broken CDS: quarantined, or
+kept without its protein.
 """
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +32,9 @@ NO_LENGTHS: Lengths = (None, None, None)
 
 
 class QuarantinedError(Exception):
-    """A row that cannot be used: the reason is counted, the detail reported. Never reaches the user as a traceback."""
+    """A row that cannot be used: the reason is counted, the detail reported. Never reaches the user as a
+    traceback.
+    """
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}")
@@ -39,7 +43,9 @@ class QuarantinedError(Exception):
 
 @dataclass(frozen=True)
 class Spliced:
-    """`lengths` are bases of 5' UTR, CDS (stop codon included) and 3' UTR; they add up to the RNA's. `notes`: by reason."""
+    """`lengths` are bases of 5' UTR, CDS (stop codon included) and 3' UTR; they add up to the RNA's. `notes`:
+    by reason.
+    """
 
     rna: str
     protein: str | None
@@ -56,8 +62,9 @@ def splice(
 ) -> Spliced:
     """Cut out and join a transcript's exons, and translate its CDS where it has one.
 
-    `row` holds chromosome, strand, exon and CDS coordinates in ascending order, the stop codon's, selenocysteine starts,
-    cds_frames and the incomplete-CDS tags, as `read_annotation` gives them. Raises QuarantinedError.
+    `row` holds chromosome, strand, exon and CDS coordinates in ascending order, the stop codon's,
+    selenocysteine starts, cds_frames and the incomplete-CDS tags, as `read_annotation` gives them. Raises
+    QuarantinedError.
     """
     exons = list(zip(row["exon_starts"], row["exon_ends"], strict=True))
     _require_apart(exons)
@@ -76,7 +83,9 @@ def splice(
 
 
 def with_stop_codon(row: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """CDS segments in ascending order with the stop codon's bases joined on, where the CDS does not hold them."""
+    """CDS segments in ascending order with the stop codon's bases joined on, where the CDS does not hold
+    them.
+    """
     segments = sorted(zip(row["cds_starts"] or [], row["cds_ends"] or [], strict=True))
     if not segments:
         return []
@@ -87,7 +96,9 @@ def with_stop_codon(row: Mapping[str, Any]) -> list[tuple[int, int]]:
 
 
 def _merged(segments: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Segments that touch are one; segments that overlap stay apart: a ribosome that slips back reads bases twice."""
+    """Segments that touch are one; segments that overlap stay apart: a ribosome that slips back reads bases
+    twice.
+    """
     merged = [segments[0]]
     for start_bp, end_bp in segments[1:]:
         if start_bp == merged[-1][1]:
@@ -103,7 +114,7 @@ def _joined(genome: Genome, row: Mapping[str, Any], segments: Sequence[tuple[int
 
 
 def _require_apart(exons: Sequence[tuple[int, int]]) -> None:
-    for (_, end_bp), (start_bp, _) in zip(exons, exons[1:], strict=False):
+    for (_, end_bp), (start_bp, _) in itertools.pairwise(exons):
         if start_bp < end_bp:
             raise QuarantinedError("overlapping_exons", f"exon at {start_bp + 1} begins before {end_bp}")
 
@@ -111,7 +122,9 @@ def _require_apart(exons: Sequence[tuple[int, int]]) -> None:
 def _lengths(
     exons: Sequence[tuple[int, int]], coding: Sequence[tuple[int, int]], strand: str, rna_bases: int
 ) -> tuple[Lengths, dict[str, int]]:
-    """UTR and CDS bases on the spliced RNA. A CDS that skips or repeats exon bases is a frameshift, and noted."""
+    """UTR and CDS bases on the spliced RNA. A CDS that skips or repeats exon bases is a frameshift, and
+    noted.
+    """
     left, right = _spliced_offset(exons, coding[0][0]), _spliced_offset(exons, coding[-1][1] - 1) + 1
     for start_bp, end_bp in coding:
         inside = _spliced_offset(exons, end_bp - 1) - _spliced_offset(exons, start_bp) + 1
@@ -179,7 +192,9 @@ def _frame_notes(row: Mapping[str, Any], found: Translation, bases: str, code: i
 
 
 def _selenocysteine_codons(row: Mapping[str, Any], coding: Sequence[tuple[int, int]], phase: int) -> set[int]:
-    """Codon indices of the annotated selenocysteines; each is given by the plus-strand start of a three-base feature."""
+    """Codon indices of the annotated selenocysteines; each is given by the plus-strand start of a three-base
+    feature.
+    """
     total = sum(end_bp - start_bp for start_bp, end_bp in coding)
     codons = set()
     for start_bp in row["sec_starts"] or []:

@@ -1,7 +1,7 @@
 """Train, validation or test: a property of the gene, never of the transcript or the shard.
 
-In: genes with their chromosomes, or a table's own column. Out: one split a gene. The hash split looks at the gene's id
-alone, so adding genes moves none; the id's version and a PAR copy's suffix do not count.
+In: genes with their chromosomes, or a table's own column. Out: one split a gene. The hash split looks at the
+gene's id alone, so adding genes moves none; the id's version and a PAR copy's suffix do not count.
 """
 
 from __future__ import annotations
@@ -19,11 +19,17 @@ from isoformer.schema import SPLITS, Split
 from isoformer.sources.identifiers import without_par
 
 COLUMN_VALUES: Final[Mapping[str, Split]] = {
-    "train": "train", "training": "train",
-    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
-    "evaluation": "validation", "eval": "validation",
-    "test": "test", "testing": "test",
-}  # fmt: skip
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "evaluation": "validation",
+    "eval": "validation",
+    "test": "test",
+    "testing": "test",
+}
 """How a table's own words are read. The published table has train, test and evaluation."""
 
 
@@ -51,7 +57,9 @@ class SplitConfig(FrozenConfig):
 
 
 def split_genes(chromosomes_by_gene: Mapping[str, Iterable[str]], config: SplitConfig) -> dict[str, Split]:
-    """The split of every gene id, by hash or by chromosome. A gene on several chromosomes goes where the first says."""
+    """The split of every gene id, by hash or by chromosome. A gene on several chromosomes goes where the
+    first says.
+    """
     if config.method == "hash":
         return {gene: hash_split(gene, config) for gene in chromosomes_by_gene}
     return {gene: _chromosome_split(names, config) for gene, names in chromosomes_by_gene.items()}
@@ -72,11 +80,17 @@ def column_splits(rows: Iterable[tuple[str, str | None]], *, file: str) -> dict[
     for gene, value in rows:
         split = COLUMN_VALUES.get((value or "").strip().lower())
         if split is None:
-            raise InputError("split is not one", file=file, record=gene, field="split", value=value,
-                             allowed=COLUMN_VALUES)  # fmt: skip
+            raise InputError(
+                "split is not one", file=file, record=gene, field="split", value=value, allowed=COLUMN_VALUES
+            )
         if splits.setdefault(gene, split) != split:
-            raise InputError(f"gene is in two splits, {splits[gene]} and {split}", file=file, record=gene, field="split",
-                             allowed="one split a gene")  # fmt: skip
+            raise InputError(
+                f"gene is in two splits, {splits[gene]} and {split}",
+                file=file,
+                record=gene,
+                field="split",
+                allowed="one split a gene",
+            )
     return splits
 
 
@@ -86,8 +100,11 @@ def require_no_empty_split(splits: Iterable[str], config: SplitConfig) -> None:
     empty = [split for split in SPLITS if not counts[split]]
     if empty and not config.allow_empty:
         found = ", ".join(f"{split} {counts[split]}" for split in SPLITS)
-        raise InputError(f"split {', '.join(empty)} is empty ({found} transcripts)", field="split",
-                         allowed="more genes, other shares or chromosomes, or split.allow_empty: true")  # fmt: skip
+        raise InputError(
+            f"split {', '.join(empty)} is empty ({found} transcripts)",
+            field="split",
+            allowed="more genes, other shares or chromosomes, or split.allow_empty: true",
+        )
 
 
 def _chromosome_split(names: Iterable[str], config: SplitConfig) -> Split:

@@ -1,10 +1,12 @@
 """prepare: sources in, the sharded transcripts dataset out.
 
-    read the sources → plan rows (one a transcript, with targets and split) → deal genes into shards of equal cost
-    → extract each shard as a Ray Data task → check that the counts reconcile → publish the manifest, last
+    read the sources → plan rows (one a transcript, with targets and split) → deal genes into shards of equal
+    cost → extract each shard as a Ray Data task → check that the counts reconcile → publish the manifest,
+    last
 
-A dataset is a pure function of its sources' bytes, the configuration and this code's version: its fingerprint. One that is
-there already with the same fingerprint is used as it is; another one under the same root is an error, never overwritten.
+A dataset is a pure function of its sources' bytes, the configuration and this code's version: its
+fingerprint. One that is there already with the same fingerprint is used as it is; another one under the same
+root is an error, never overwritten.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,8 +55,9 @@ Runner = Callable[[Sequence[bytes], ShardSettings], list[dict[str, Any]]]
 def prepare(config: PrepareConfig, root: str, *, run_shards: Runner | None = None) -> Manifest:
     """Make the transcripts dataset under `root`, or find that it is already there.
 
-    Ray must be connected by the caller, unless `run_shards` is given (`run_here` does without). InputError for bad input,
-    FingerprintError where `root` holds a dataset of other inputs, StorageError where it cannot be written.
+    Ray must be connected by the caller, unless `run_shards` is given (`run_here` does without). InputError
+    for bad input, FingerprintError where `root` holds a dataset of other inputs, StorageError where it cannot
+    be written.
     """
     storage = open_storage(root)
     sources = describe_sources(config)
@@ -94,18 +98,20 @@ def run_on_ray(shards: Sequence[bytes], settings: ShardSettings) -> list[dict[st
     ray.data.DataContext.get_current().enable_progress_bars = False
     items = [{"index": index, "plan": plan} for index, plan in enumerate(shards)]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    rows = dataset.map(_extract_item, fn_kwargs={"settings": settings}).take_all()
+    rows = dataset.map(partial(_extract_item, settings=settings)).take_all()
     return sorted((json.loads(row["summary"]) for row in rows), key=lambda summary: summary["name"])
 
 
-def _extract_item(item: Mapping[str, Any], settings: ShardSettings) -> dict[str, str]:
+def _extract_item(item: dict[str, Any], settings: ShardSettings) -> dict[str, Any]:
     return {"summary": json.dumps(extract_and_write_shard(int(item["index"]), item["plan"], settings))}
 
 
 def _published_reference(
     config: PrepareConfig, storage: Storage, work: Path
 ) -> tuple[Path | None, str | None]:
-    """Put the genome beside the data: one indexed bgzip file, the index first, so that the genome never lacks it."""
+    """Put the genome beside the data: one indexed bgzip file, the index first, so that the genome never lacks
+    it.
+    """
     if not config.reference:
         return None, None
     path, digest = build_reference(config.reference, work)

@@ -1,7 +1,8 @@
 """Gene models: a GTF or GFF3 file in, one row a transcript with its exons and CDS out.
 
-GENCODE and Ensembl flavours, plain or compressed. The file is read in blocks with Arrow's CSV reader and taken apart with
-polars, so memory holds the exons, not the text. Coordinates are converted here, once, to 0-based half-open.
+GENCODE and Ensembl flavours, plain or compressed. The file is read in blocks with Arrow's CSV reader and
+taken apart with polars, so memory holds the exons, not the text. Coordinates are converted here, once, to
+0-based half-open.
 
 A stop codon belongs to the CDS (GFF3 counts it in, GTF leaves it out): it is joined on here. Who calls it:
 `transcripts.py`, route "annotation".
@@ -25,9 +26,22 @@ COLUMNS: Final = ["chromosome", "source", "feature", "start", "end", "score", "s
 SELENOCYSTEINE: Final = ("Selenocysteine", "stop_codon_redefined_as_selenocysteine")
 PARTS: Final = ("exon", "CDS", "stop_codon", *SELENOCYSTEINE)
 _NOT_TRANSCRIPTS: Final = (
-    "gene", "UTR", "five_prime_utr", "three_prime_utr", "five_prime_UTR", "three_prime_UTR", "start_codon", "intron",
-    "chromosome", "biological_region", "scaffold", "region", "supercontig", "ncRNA_gene", "pseudogene",
-)  # fmt: skip
+    "gene",
+    "UTR",
+    "five_prime_utr",
+    "three_prime_utr",
+    "five_prime_UTR",
+    "three_prime_UTR",
+    "start_codon",
+    "intron",
+    "chromosome",
+    "biological_region",
+    "scaffold",
+    "region",
+    "supercontig",
+    "ncRNA_gene",
+    "pseudogene",
+)
 _BLOCK_BYTES: Final = 16 << 20
 _TAGS: Final = ("cds_start_NF", "cds_end_NF", "seleno")
 
@@ -36,7 +50,9 @@ Flavour = Literal["gtf", "gff3"]
 
 @dataclass(frozen=True)
 class Annotation:
-    """`transcripts`: one row per transcript and chromosome; `counts`: lines by feature, and oddities by reason."""
+    """`transcripts`: one row per transcript and chromosome; `counts`: lines by feature, and oddities by
+    reason.
+    """
 
     transcripts: pl.DataFrame
     counts: dict[str, int]
@@ -45,9 +61,10 @@ class Annotation:
 def read_annotation(path: str | Path) -> Annotation:
     """Parse a GTF or GFF3 file.
 
-    Columns: transcript_id, chromosome, gene_id, gene_name, biotype, strand, strands and lines (1 unless the id is there
-    twice), cds_start_nf, cds_end_nf, seleno, and lists in ascending order: exon_starts, exon_ends, cds_starts, cds_ends,
-    cds_frames (null where absent), stop_starts, stop_ends, sec_starts. InputError where the file is not an annotation.
+    Columns: transcript_id, chromosome, gene_id, gene_name, biotype, strand, strands and lines (1 unless the
+    id is there twice), cds_start_nf, cds_end_nf, seleno, and lists in ascending order: exon_starts,
+    exon_ends, cds_starts, cds_ends, cds_frames (null where absent), stop_starts, stop_ends, sec_starts.
+    InputError where the file is not an annotation.
     """
     source = existing_file(path, "annotation")
     flavour: Flavour | None = None
@@ -90,9 +107,13 @@ def _blocks(source: Path) -> Iterator[pl.DataFrame]:
             reader = csv.open_csv(
                 pa.PythonFile(file, mode="r"),
                 read_options=csv.ReadOptions(column_names=COLUMNS, block_size=_BLOCK_BYTES),
-                parse_options=csv.ParseOptions(delimiter="\t", quote_char=False, invalid_row_handler=odd_line),
-                convert_options=csv.ConvertOptions(column_types=dict.fromkeys(COLUMNS, pa.string()), strings_can_be_null=False),
-            )  # fmt: skip
+                parse_options=csv.ParseOptions(
+                    delimiter="\t", quote_char=False, invalid_row_handler=odd_line
+                ),
+                convert_options=csv.ConvertOptions(
+                    column_types=dict.fromkeys(COLUMNS, pa.string()), strings_can_be_null=False
+                ),
+            )
             for batch in reader:
                 yield pl.DataFrame(pl.from_arrow(batch)).filter(~pl.col("chromosome").str.starts_with("#"))
         except pa.ArrowInvalid as error:
@@ -105,8 +126,13 @@ def _refuse_line(source: Path, problems: list[str], error: pa.ArrowInvalid) -> N
             f"cannot be read as an annotation ({str(error).splitlines()[0][:120]})", file=source
         ) from None
     number = _line_number(source, problems[0])
-    raise InputError("line does not have 9 tab-separated columns", file=source, line=number, value=problems[0],
-                     allowed="GTF or GFF3") from None  # fmt: skip
+    raise InputError(
+        "line does not have 9 tab-separated columns",
+        file=source,
+        line=number,
+        value=problems[0],
+        allowed="GTF or GFF3",
+    ) from None
 
 
 def _line_number(source: Path, text: str) -> int | None:
@@ -121,8 +147,13 @@ def _flavour(block: pl.DataFrame, source: Path) -> Flavour:
         return "gtf"
     if attributes.str.contains(r"(^|;)(ID|Parent)=").any():
         return "gff3"
-    raise InputError("attributes are neither GTF nor GFF3", file=source, field="attributes",
-                     value=attributes[0], allowed='gene_id "…"; or ID=…;Parent=…')  # fmt: skip
+    raise InputError(
+        "attributes are neither GTF nor GFF3",
+        file=source,
+        field="attributes",
+        value=attributes[0],
+        allowed='gene_id "…"; or ID=…;Parent=…',
+    )
 
 
 def _with_coordinates(block: pl.DataFrame, source: Path) -> pl.DataFrame:
@@ -133,14 +164,21 @@ def _with_coordinates(block: pl.DataFrame, source: Path) -> pl.DataFrame:
     )
     bad = checked.filter(
         (pl.col("start_bp").is_null() | pl.col("end_bp").is_null() | (pl.col("start_bp") < 0))
-        | (pl.col("start_bp") >= pl.col("end_bp")) | ~pl.col("strand").is_in(["+", "-", ".", "?"])
-    )  # fmt: skip
+        | (pl.col("start_bp") >= pl.col("end_bp"))
+        | ~pl.col("strand").is_in(["+", "-", ".", "?"])
+    )
     if bad.height:
         fields: dict[str, Any] = bad.row(0, named=True)
         number = _line_number(source, "\t".join(fields[name] for name in COLUMNS))
         value = f"{fields['start']}-{fields['end']} {fields['strand']}"
-        raise InputError("coordinates are not valid", file=source, line=number, field="start, end, strand", value=value,
-                         allowed="whole numbers, 1 <= start <= end, strand + or -")  # fmt: skip
+        raise InputError(
+            "coordinates are not valid",
+            file=source,
+            line=number,
+            field="start, end, strand",
+            value=value,
+            allowed="whole numbers, 1 <= start <= end, strand + or -",
+        )
     return checked.drop("start", "end")
 
 
@@ -153,16 +191,24 @@ def _attribute(flavour: Flavour, *names: str) -> pl.Expr:
 def _parts(block: pl.DataFrame, flavour: Flavour) -> pl.DataFrame:
     chosen = block.filter(pl.col("feature").is_in(PARTS) & pl.col("strand").is_in(["+", "-"]))
     if flavour == "gtf":
-        keys = chosen.with_columns(_attribute("gtf", "transcript_id").alias("transcript_id"),
-                                   _attribute("gtf", "gene_id").alias("gene_id"))  # fmt: skip
+        keys = chosen.with_columns(
+            _attribute("gtf", "transcript_id").alias("transcript_id"),
+            _attribute("gtf", "gene_id").alias("gene_id"),
+        )
     else:
         parents = _attribute("gff3", "Parent").str.split(",")
         keys = chosen.with_columns(parents.alias("transcript_id"), pl.lit(None, pl.String).alias("gene_id"))
         keys = keys.explode("transcript_id").with_columns(_bare(pl.col("transcript_id")))
     return keys.filter(pl.col("transcript_id").is_not_null()).select(
-        "transcript_id", "chromosome", "gene_id", "feature", "strand", "start_bp", "end_bp",
+        "transcript_id",
+        "chromosome",
+        "gene_id",
+        "feature",
+        "strand",
+        "start_bp",
+        "end_bp",
         pl.col("frame").cast(pl.Int8, strict=False),
-    )  # fmt: skip
+    )
 
 
 def _heads(block: pl.DataFrame, flavour: Flavour) -> pl.DataFrame:
@@ -184,10 +230,13 @@ def _heads(block: pl.DataFrame, flavour: Flavour) -> pl.DataFrame:
         for tag in _TAGS
     ]
     return chosen.select(
-        transcript_id.alias("transcript_id"), "chromosome", gene_id.alias("head_gene_id"),
+        transcript_id.alias("transcript_id"),
+        "chromosome",
+        gene_id.alias("head_gene_id"),
         _attribute(flavour, "gene_name").alias("gene_name"),
-        pl.coalesce([own, by_source, _attribute(flavour, "gene_type", "gene_biotype")]).alias("biotype"), *quoted,
-    )  # fmt: skip
+        pl.coalesce([own, by_source, _attribute(flavour, "gene_type", "gene_biotype")]).alias("biotype"),
+        *quoted,
+    )
 
 
 def _gff3_genes(block: pl.DataFrame) -> pl.DataFrame:
@@ -204,10 +253,17 @@ def _bare(identifier: pl.Expr) -> pl.Expr:
 def _assembled(parts: pl.DataFrame, heads: pl.DataFrame, genes: pl.DataFrame | None) -> pl.DataFrame:
     key = ["transcript_id", "chromosome"]
     ordered = parts.sort("start_bp", maintain_order=True)
-    exons = ordered.filter(pl.col("feature") == "exon").group_by(key, maintain_order=True).agg(
-        pl.col("gene_id").first(), pl.col("strand").first(), pl.col("strand").n_unique().alias("strands"),
-        pl.col("start_bp").alias("exon_starts"), pl.col("end_bp").alias("exon_ends"),
-    )  # fmt: skip
+    exons = (
+        ordered.filter(pl.col("feature") == "exon")
+        .group_by(key, maintain_order=True)
+        .agg(
+            pl.col("gene_id").first(),
+            pl.col("strand").first(),
+            pl.col("strand").n_unique().alias("strands"),
+            pl.col("start_bp").alias("exon_starts"),
+            pl.col("end_bp").alias("exon_ends"),
+        )
+    )
     cds = _listed(ordered, ["CDS"], key, starts="cds_starts", ends="cds_ends", frames="cds_frames")
     stop = _listed(ordered, ["stop_codon"], key, starts="stop_starts", ends="stop_ends")
     sec = _listed(ordered, list(SELENOCYSTEINE), key, starts="sec_starts", ends="sec_ends")
@@ -216,9 +272,10 @@ def _assembled(parts: pl.DataFrame, heads: pl.DataFrame, genes: pl.DataFrame | N
     for other in (cds, stop, sec, first):
         joined = joined.join(other, on=key, how="left", maintain_order="left")
     joined = joined.with_columns(
-        pl.coalesce("head_gene_id", "gene_id", "transcript_id").alias("gene_id"), pl.col("lines").fill_null(1),
+        pl.coalesce("head_gene_id", "gene_id", "transcript_id").alias("gene_id"),
+        pl.col("lines").fill_null(1),
         *[pl.col(tag.lower()).fill_null(value=False) for tag in _TAGS],
-    ).drop("head_gene_id", "sec_ends")  # fmt: skip
+    ).drop("head_gene_id", "sec_ends")
     if genes is not None:
         named = genes.unique("gene_id", keep="first")
         joined = joined.join(named, on="gene_id", how="left", maintain_order="left")

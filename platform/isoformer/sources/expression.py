@@ -1,7 +1,7 @@
 """Expression: a matrix file in, TPM by transcript and target out.
 
-Two kinds: a wide table (TSV, CSV or Parquet) of transcript × tissue, and a GTEx GCT of transcript × sample, averaged by
-tissue with a sample table (`gct.py`). Who calls it: `transcripts.py`, route "annotation".
+Two kinds: a wide table (TSV, CSV or Parquet) of transcript × tissue, and a GTEx GCT of transcript × sample,
+averaged by tissue with a sample table (`gct.py`). Who calls it: `transcripts.py`, route "annotation".
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ OTHER_COLUMNS: Final = (*ID_COLUMNS, "gene_id", "gene_id_gtex", "gene_name", "De
 
 @dataclass(frozen=True)
 class Expression:
-    """`tpm` (transcripts, targets) in float64, NaN where not measured; `counts` say what was read and left out."""
+    """`tpm` (transcripts, targets) in float64, NaN where not measured; `counts` say what was read and left
+    out.
+    """
 
     transcript_ids: list[str]
     tpm: NDArray[np.float64]
@@ -35,13 +37,17 @@ class Expression:
 def read_expression(
     path: str | Path, *, sample_tissues: str | Path | None = None, targets: Sequence[str] | None = None
 ) -> Expression:
-    """Read a GCT (it needs `sample_tissues`) or a wide table. InputError names file, line, field and value."""
+    """Read a GCT (it needs `sample_tissues`) or a wide table. InputError names file, line, field."""
     if ".gct" in Path(path).suffixes:
         from isoformer.sources.gct import read_gct
 
         if sample_tissues is None:
-            raise InputError("a GCT needs a sample-to-tissue table", file=path, field="sample_tissues",
-                             allowed="a table with the columns SAMPID and SMTSD")  # fmt: skip
+            raise InputError(
+                "a GCT needs a sample-to-tissue table",
+                file=path,
+                field="sample_tissues",
+                allowed="a table with the columns SAMPID and SMTSD",
+            )
         return read_gct(path, sample_tissues)
     return _read_wide(path, targets)
 

@@ -1,7 +1,7 @@
 """Source files as they come: plain, gzip or bgzip; missing, empty, truncated or not what they say.
 
-Every reader of the prepare stage opens its input through here, so that a missing or truncated file is the same clear
-InputError everywhere, and so that a source's digest is over its bytes.
+Every reader of the prepare stage opens its input through here, so that a missing or truncated file is the
+same clear InputError everywhere, and so that a source's digest is over its bytes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Transcript and gene ids, with or without a version, and how a matrix's ids find an annotation's.
 
-`ENST00000269844.4` and `ENST00000269844` are one transcript; `ENST00000652531.1_3` is a lifted one; a `_PAR_Y` suffix
-marks the copy on Y of a gene in the pseudoautosomal region, which is a row of its own.
+`ENST00000269844.4` and `ENST00000269844` are one transcript; `ENST00000652531.1_3` is a lifted one; a
+`_PAR_Y` suffix marks the copy on Y of a gene in the pseudoautosomal region, which is a row of its own.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def without_par(identifier: str) -> str:
 
 
 def match_ids(wanted: Iterable[str], present: Sequence[str]) -> Matches:
-    """Find each wanted id among `present`: the same id first, then the same stem where that is a single row."""
+    """Find each wanted id among `present`: the same id first, then the same stem where one row has it."""
     exact = {identifier: row for row, identifier in enumerate(present)}
     by_stem: dict[str, list[int]] = defaultdict(list)
     for row, identifier in enumerate(present):

@@ -1,8 +1,8 @@
 """The genome: FASTA in, bases out, at any place, on either strand.
 
-`build_reference` brings one or several FASTA files (plain, gzip or bgzip) into one indexed bgzip file; `Reference` reads
-it. Names are matched with and without `chr` (`chr21` and `21`, `chrM` and `MT`). Who calls it: `transcripts.py` while
-preparing, and the embedding stage, which cuts the DNA windows again.
+`build_reference` brings one or several FASTA files (plain, gzip or bgzip) into one indexed bgzip file;
+`Reference` reads it. Names are matched with and without `chr` (`chr21` and `21`, `chrM` and `MT`). Who calls
+it: `transcripts.py` while preparing, and the embedding stage, which cuts the DNA windows again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ _NOT_ACGT_TO_N = str.maketrans(
 
 
 class Reference:
-    """An indexed FASTA. `fetch` pads with N beyond the ends and normalises; names match with or without `chr`."""
+    """An indexed FASTA. `fetch` pads with N beyond the ends and normalises; names match with or without
+    `chr`.
+    """
 
     def __init__(self, path: Path, fasta: Any, aliases: Mapping[str, str]) -> None:
         self.path = path
@@ -39,7 +41,9 @@ class Reference:
 
     @classmethod
     def open(cls, path: str | Path, aliases: Mapping[str, str] | None = None) -> Self:
-        """Open a bgzip or plain FASTA that lies on disk with its index; the index is made where it is missing."""
+        """Open a bgzip or plain FASTA that lies on disk with its index; the index is made where it is
+        missing.
+        """
         import pysam
 
         found = existing_file(path, "reference")
@@ -64,8 +68,12 @@ class Reference:
         """
         name = self.resolve(chromosome)
         if name is None:
-            raise InputError("chromosome is not in the reference", file=self.path, value=chromosome,
-                             allowed=_some(self._lengths))  # fmt: skip
+            raise InputError(
+                "chromosome is not in the reference",
+                file=self.path,
+                value=chromosome,
+                allowed=_some(self._lengths),
+            )
         inside_start, inside_end = max(0, start_bp), min(end_bp, self._lengths[name])
         if inside_start >= inside_end:
             return "N" * (end_bp - start_bp)
@@ -77,8 +85,8 @@ class Reference:
 def build_reference(paths: Sequence[str | Path], folder: Path) -> tuple[Path, str]:
     """Write `<folder>/<digest>.fa.gz` with its indexes from FASTA files; return the path and the digest.
 
-    The digest is over the decompressed text, so that compression does not change it. InputError where a file is not
-    FASTA, is truncated, or names a sequence twice.
+    The digest is over the decompressed text, so that compression does not change it. InputError where a file
+    is not FASTA, is truncated, or names a sequence twice.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(suffix=".fa.gz", dir=folder)
@@ -102,7 +110,9 @@ def reference_key(digest: str) -> str:
 
 
 def open_dataset_reference(storage: Storage, manifest: Manifest, cache_dir: str | Path) -> Reference:
-    """The reference of a prepared dataset, copied once per node into `cache_dir` under a file lock, and opened."""
+    """The reference of a prepared dataset, copied once per node into `cache_dir` under a file lock, and
+    opened.
+    """
     if manifest.reference_digest is None:
         raise InputError("this dataset brings its own DNA: it has no reference", file=storage.uri)
     return open_stored_reference(storage, manifest.reference_digest, cache_dir, manifest.chromosome_aliases)
@@ -137,7 +147,7 @@ def _recompress(paths: Sequence[str | Path], target: Path) -> str:
     import pysam
 
     digest = hashlib.blake2b(digest_size=16)
-    with pysam.BGZFile(str(target), "wb") as out:
+    with pysam.BGZFile(str(target), "wb", None) as out:
         for path in paths:
             source = existing_file(path, "reference")
             with open_bytes(source) as file:
@@ -149,8 +159,13 @@ def _copy_fasta(file: IO[bytes], source: Path, out: Any, digest: Any) -> None:
     last = b""
     for chunk in chunks(file):
         if not last and not chunk.startswith(b">"):
-            raise InputError("is not FASTA", file=source, line=1, value=chunk[:20].decode("ascii", "replace"),
-                             allowed="a line that starts with '>'")  # fmt: skip
+            raise InputError(
+                "is not FASTA",
+                file=source,
+                line=1,
+                value=chunk[:20].decode("ascii", "replace"),
+                allowed="a line that starts with '>'",
+            )
         out.write(chunk)
         digest.update(chunk)
         last = chunk
@@ -161,11 +176,12 @@ def _copy_fasta(file: IO[bytes], source: Path, out: Any, digest: Any) -> None:
 
 def _index(fasta: Path, paths: Sequence[str | Path]) -> None:
     import pysam
+    from pysam.utils import SamtoolsError
 
     names = ", ".join(str(path) for path in paths)
     try:
         pysam.faidx(str(fasta), catch_stdout=False)
-    except pysam.SamtoolsError as error:
+    except SamtoolsError as error:
         raise InputError(f"cannot be indexed as FASTA ({str(error).strip()})", file=names) from None
     index = Path(f"{fasta}.fai").read_text(encoding="utf-8").splitlines()
     seen: set[str] = set()

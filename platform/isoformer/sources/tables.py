@@ -1,4 +1,5 @@
-"""Delimited and Parquet tables as strings, and numbers out of them, with every bad cell named to its line and field.
+"""Delimited and Parquet tables as strings, and numbers out of them, with every bad cell named to its line and
+field.
 
 Who calls it: the readers of wide expression matrices, of the published table and of ready-made tables.
 """
@@ -27,7 +28,9 @@ _BLOCK_BYTES: Final = 32 << 20
 
 
 def read_table(path: str | Path, role: str) -> pl.DataFrame:
-    """A TSV, CSV (plain or compressed) or Parquet file; delimited ones as strings. InputError where it is ragged."""
+    """A TSV, CSV (plain or compressed) or Parquet file; delimited ones as strings. InputError where it is
+    ragged.
+    """
     source = existing_file(path, role)
     if source.suffix == ".parquet":
         try:
@@ -49,8 +52,13 @@ def read_header(source: Path) -> tuple[list[str], str]:
     )
     if repeated or len(names) < 2:
         problem = "column is there twice" if repeated else "header has fewer than two columns"
-        raise InputError(problem, file=source, line=1, value=repeated[0] if repeated else line,
-                         allowed="tab- or comma-separated names, each once")  # fmt: skip
+        raise InputError(
+            problem,
+            file=source,
+            line=1,
+            value=repeated[0] if repeated else line,
+            allowed="tab- or comma-separated names, each once",
+        )
     return names, delimiter
 
 
@@ -58,8 +66,12 @@ def find_column(table: pl.DataFrame, names: Sequence[str], source: str | Path) -
     """The first of these columns that the table has. InputError naming both sides where it has none."""
     found = next((name for name in names if name in table.columns), None)
     if found is None:
-        raise InputError("column is missing", file=source, field=names[0],
-                         allowed=f"one of {', '.join(names)}; the file has {_some(table.columns)}")  # fmt: skip
+        raise InputError(
+            "column is missing",
+            file=source,
+            field=names[0],
+            allowed=f"one of {', '.join(names)}; the file has {_some(table.columns)}",
+        )
     return found
 
 
@@ -68,18 +80,25 @@ def choose_targets(
 ) -> list[str]:
     """Target columns: those asked for, or those of the 30 tissues that are there, in the published order.
 
-    `other` names columns that are known not to be targets. InputError for a tissue that is unknown or missing.
+    `other` names columns that are known not to be targets. InputError for a tissue that is unknown or
+    missing.
     """
     if wanted:
         missing = [name for name in wanted if name not in columns]
         if missing:
-            raise InputError("target column is missing", file=source, field=missing[0],
-                             allowed=_some(columns))  # fmt: skip
+            raise InputError(
+                "target column is missing", file=source, field=missing[0], allowed=_some(columns)
+            )
         return list(wanted)
     unknown = [name for name in columns if name not in TISSUES and name not in other]
     if unknown:
-        raise InputError("unknown tissue", file=source, line=1, field=unknown[0],
-                         allowed=f"{', '.join(TISSUES)}; or name the target columns in `targets`")  # fmt: skip
+        raise InputError(
+            "unknown tissue",
+            file=source,
+            line=1,
+            field=unknown[0],
+            allowed=f"{', '.join(TISSUES)}; or name the target columns in `targets`",
+        )
     found = [tissue for tissue in TISSUES if tissue in columns]
     if not found:
         raise InputError("no tissue column", file=source, line=1, allowed=TISSUES)
@@ -109,8 +128,13 @@ def require_unique(identifiers: Sequence[str], source: str | Path, first_line: i
     seen: dict[str, int] = {}
     for line, identifier in enumerate(identifiers, first_line):
         if identifier in seen:
-            raise InputError(f"transcript is there twice, first on line {seen[identifier]}", file=source, line=line,
-                             record=identifier, allowed="one row a transcript")  # fmt: skip
+            raise InputError(
+                f"transcript is there twice, first on line {seen[identifier]}",
+                file=source,
+                line=line,
+                record=identifier,
+                allowed="one row a transcript",
+            )
         seen[identifier] = line
 
 
@@ -132,8 +156,13 @@ def _delimited(source: Path, header: Sequence[str], delimiter: str) -> pl.DataFr
             )
         except pa.ArrowInvalid as error:
             if odd:
-                raise InputError("line has another number of columns than the header", file=source, line=odd[0].number,
-                                 value=odd[0].actual_columns, allowed=str(odd[0].expected_columns)) from None  # fmt: skip
+                raise InputError(
+                    "line has another number of columns than the header",
+                    file=source,
+                    line=odd[0].number,
+                    value=odd[0].actual_columns,
+                    allowed=str(odd[0].expected_columns),
+                ) from None
             raise InputError(
                 f"cannot be read as a table ({str(error).splitlines()[0][:120]})", file=source
             ) from None
@@ -143,8 +172,14 @@ def _delimited(source: Path, header: Sequence[str], delimiter: str) -> pl.DataFr
 def _refuse_cell(bad: pl.Series, table: pl.DataFrame, name: str, source: str | Path, problem: str) -> None:
     row = bad.fill_null(value=False).arg_max() if bad.any() else None
     if row is not None:
-        raise InputError(problem, file=source, line=int(row) + 2, field=name, value=table[name][row],
-                         allowed="a number >= 0, or empty or NA where it was not measured")  # fmt: skip
+        raise InputError(
+            problem,
+            file=source,
+            line=int(row) + 2,
+            field=name,
+            value=table[name][row],
+            allowed="a number >= 0, or empty or NA where it was not measured",
+        )
 
 
 def _some(names: Sequence[str], limit: int = 40) -> str:

@@ -1,7 +1,8 @@
 """GTEx's detailed tissues, grouped into the 30 of the published table.
 
-`Brain - Cortex` is Brain, `Artery - Tibial` is Blood Vessel, `Cells - Cultured fibroblasts` is Skin; the leukaemia cell
-line is no tissue and is dropped. Who calls it: the readers of sample tables and of wide matrices.
+`Brain - Cortex` is Brain, `Artery - Tibial` is Blood Vessel, `Cells - Cultured fibroblasts` is Skin; the
+leukaemia cell line is no tissue and is dropped. Who calls it: the readers of sample tables and of wide
+matrices.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _BY_PREFIX: Final = {
 
 
 def group_tissue(detailed: str) -> str | None:
-    """The tissue of the 30 that a detailed one belongs to; None for the leukaemia cell line, which is dropped.
+    """The tissue of the 30 that a detailed one belongs to; None for the leukaemia cell line, which is
+    dropped.
 
     InputError for a tissue that is none of GTEx's.
     """
