@@ -1,7 +1,7 @@
-"""Is everything here that a run needs? Installation, storage, tracking and cluster; from the driver and a worker.
+"""Is everything here that a run needs? Installation, storage, tracking, cluster; from driver and worker.
 
-`examine` returns one `Check` a question, each with what was found and, where it failed, how to mend it. The command
-line prints them; nothing is changed but a small object that is written under the storage root and deleted again.
+`examine` returns one `Check` a question, each with what was found and, where it failed, how to mend it. The
+command line prints them. Nothing is changed but one small object under the storage root, which is deleted.
 """
 
 from __future__ import annotations
