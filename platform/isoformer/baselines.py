@@ -1,8 +1,9 @@
-"""Baselines that know nothing of embeddings or of neural networks: ridge regression on lengths, on composition, on means.
+"""Baselines that know nothing of embeddings or of neural networks: ridge regression on lengths, on
+composition, on means.
 
-Transcript lengths alone explain much of expression, so every table carries them. `tabular_features` makes the numbers
-from a transcripts table; `ridge_predictions` fits on the train rows, choosing the penalty by cross-validation over train
-genes, and predicts the rest.
+Transcript lengths alone explain much of expression, so every table carries them. `tabular_features` makes the
+numbers from a transcripts table; `ridge_predictions` fits on the train rows, choosing the penalty by
+cross-validation over train genes, and predicts the rest.
 
     length       log lengths of RNA, 5'UTR, CDS, 3'UTR and protein, and whether there is a coding region
     composition  the lengths, base shares of the RNA, GC of each region, CpG, and the 20 residues' shares
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 BASES: Final = "ACGT"
 RESIDUES: Final = "ACDEFGHIKLMNPQRSTVWY"
 LENGTH_FEATURES: Final = (
-    "log_rna_bases", "log_five_utr_bases", "log_cds_bases", "log_three_utr_bases", "log_protein_residues", "is_coding",
+    "log_rna_bases", "log_five_utr_bases", "log_cds_bases", "log_three_utr_bases",
+    "log_protein_residues", "is_coding",
 )  # fmt: skip
 COMPOSITION_FEATURES: Final = (
     *(f"rna_{base}" for base in BASES),
@@ -39,7 +41,9 @@ PENALTY_FOLDS: Final = 5
 
 
 def tabular_features(table: pa.Table) -> tuple[tuple[str, ...], NDArray[np.float32]]:
-    """Names and values (N, F) of the length and composition features; a missing region or protein gives zeros."""
+    """Names and values (N, F) of the length and composition features; a missing region or protein gives
+    zeros.
+    """
     columns = ("rna", "protein", "five_utr_bases", "cds_bases", "three_utr_bases")
     rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
     values = [
@@ -58,8 +62,10 @@ def baseline_inputs(data: PinnedDataset, name: str) -> NDArray[np.float32]:
 
 
 def probe_inputs(data: PinnedDataset) -> NDArray[np.float32]:
-    """Mean-pooled embeddings of every modality side by side (N, F), each with a column saying whether it is there."""
-    parts = [(data.states[m].means_ND(), data.states[m].sequence_of_N >= 0) for m in data.modalities]
+    """Mean-pooled embeddings of every modality side by side (N, F), each with a column saying whether it is
+    there.
+    """
+    parts = [(data.states[m].means(), data.states[m].sequence_of_N >= 0) for m in data.modalities]
     return np.concatenate([np.column_stack([means, has]) for means, has in parts], axis=1, dtype=np.float32)
 
 
@@ -68,7 +74,8 @@ def ridge_predictions(
 ) -> NDArray[np.float64]:
     """Ridge fitted on `fit_rows`, predictions for all rows (N, K), in the targets' own unit.
 
-    Features and targets are standardised over the fitted rows; a target that is masked there counts as its tissue's mean.
+    Features and targets are standardised over the fitted rows; a target that is masked there counts as its
+    tissue's mean.
     """
     from sklearn.linear_model import RidgeCV
     from sklearn.preprocessing import StandardScaler
@@ -88,13 +95,14 @@ def ridge_predictions(
 def target_statistics(
     data: PinnedDataset, rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean and standard deviation a tissue over the known targets of `rows`; a constant tissue keeps deviation 1.
+    """Mean and standard deviation a tissue over the known targets of `rows`; a constant tissue keeps
+    deviation 1.
 
     InputError where a tissue has no known target among them.
     """
     known = data.target_mask[rows]
     if not known.any(axis=0).all():
-        empty = [name for name, has in zip(data.target_names, known.any(axis=0), strict=True) if not has]
+        empty = [data.target_names[k] for k in np.flatnonzero(~known.any(axis=0))]
         raise InputError("no transcript of the train split has a value", field="targets", value=empty)
     values = np.where(known, data.targets[rows], np.nan).astype(np.float64)
     mean, sd = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
@@ -102,7 +110,9 @@ def target_statistics(
 
 
 def _gene_folds(genes: NDArray[np.str_]) -> Any:
-    """Folds that keep a gene whole; None (efficient leave-one-out) where each gene has one transcript or few are there."""
+    """Folds that keep a gene whole; None (efficient leave-one-out) where each gene has one transcript or few
+    are there.
+    """
     from sklearn.model_selection import GroupKFold
 
     distinct = len(np.unique(genes))

@@ -1,8 +1,9 @@
 """Fusions: from one token sequence a modality to the token sequences that are pooled for the head.
 
-A fusion takes `{modality: Tokens}` and gives a list of `Tokens` whose widths it states in `widths`; `model.py` takes the
-masked mean of each, concatenates them and puts one linear head on top. A modality that a sample lacks has no true entry
-in `is_token_BL`, and a fusion must give that sample what it would give had the modality never been there.
+A fusion takes `{modality: Tokens}` and gives a list of `Tokens` whose widths it states in `widths`;
+`model.py` takes the masked mean of each, concatenates them and puts one linear head on top. A modality that a
+sample lacks has no true entry in `is_token_BL`, and a fusion must give that sample what it would give had the
+modality never been there.
 
     cross_attention    the paper's: successive cross-attentions with residuals, nothing else (the default)
     concat             no exchange: each modality's own mean (a linear probe when the head is linear)
@@ -37,7 +38,7 @@ class Tokens:
     is_token_BL: Tensor
 
     @property
-    def is_present_B(self) -> Tensor:
+    def is_present(self) -> Tensor:
         """Whether the sample has this modality at all."""
         return self.is_token_BL.any(dim=1)
 
@@ -68,7 +69,9 @@ def build_fusion(name: str, widths: Mapping[Modality, int], options: FusionOptio
 
 
 def masked_mean(tokens: Tokens) -> Tensor:
-    """Mean over a sample's tokens, (B, D); zeros where the sample lacks the modality. Padding never counts."""
+    """Mean over a sample's tokens, (B, D); zeros where the sample lacks the modality. Padding never
+    counts.
+    """
     weight_BL1 = tokens.is_token_BL.unsqueeze(-1).to(tokens.hidden_BLD.dtype)
     count_B1 = weight_BL1.sum(dim=1)
     return (tokens.hidden_BLD * weight_BL1).sum(dim=1) / count_B1.clamp(min=1)
@@ -78,7 +81,8 @@ class CrossAttention(nn.Module):
     """One published unit: a modality asks another, and adds the answer to itself.
 
     `query: D→S-width`, `key, value: S-width→S-width`, `dense: S-width→D`, all with bias; scores scaled by
-    head_width^-0.5; no normalisation, dropout or feed-forward. A sample without the context keeps its states as they are.
+    head_width^-0.5; no normalisation, dropout or feed-forward. A sample without the context keeps its states
+    as they are.
     """
 
     def __init__(self, width: int, context_width: int, heads: int) -> None:
@@ -98,16 +102,17 @@ class CrossAttention(nn.Module):
             context.is_token_BL,
             self.heads,
         )
-        is_absent_B11 = rearrange(~context.is_present_B, "b -> b 1 1")
+        is_absent_B11 = rearrange(~context.is_present, "b -> b 1 1")
         term_BLD = self.dense(attended_BLD).masked_fill(is_absent_B11, 0.0)
         return Tokens(tokens.hidden_BLD + term_BLD, tokens.is_token_BL)
 
 
 class CrossAttentionFusion(nn.Module):
-    """h'_dna = f(h_dna, h_rna, h_protein), h'_rna = f(h_rna, h_dna, h_protein), h'_protein = f(h_protein, h_dna, h_rna).
+    """h'_dna = f(h_dna, h_rna, h_protein), h'_rna = f(h_rna, h_dna, h_protein), h'_protein = f(h_protein,
+    h_dna, h_rna).
 
-    f attends to the one, then, with what that gave, to the other. Blocks are stacked: all modalities of a block read
-    the states that the block before left.
+    f attends to the one, then, with what that gave, to the other. Blocks are stacked: all modalities of a
+    block read the states that the block before left.
     """
 
     def __init__(self, widths: Mapping[Modality, int], options: FusionOptions) -> None:
@@ -139,14 +144,14 @@ class ConcatFusion(nn.Module):
 class PerceiverSharedFusion(nn.Module):
     """One resampler over all modalities: tokens at one width, marked by modality, read by M learned latents.
 
-    Pre-norm, keys and values from tokens and latents together, as the sibling model's resampler has it. The latent
-    count of the paper's ablation is not published, so it is configuration.
+    Pre-norm, keys and values from tokens and latents together, as the sibling model's resampler has it. The
+    latent count of the paper's ablation is not published, so it is configuration.
     """
 
     def __init__(self, widths: Mapping[Modality, int], options: FusionOptions) -> None:
         super().__init__()
         width = min(widths.values())
-        self.widths = (width,)
+        self.widths: tuple[int, ...] = (width,)
         self.project = nn.ModuleDict({modality: nn.Linear(own, width) for modality, own in widths.items()})
         self.modality_mark = nn.ParameterDict({m: nn.Parameter(torch.zeros(width)) for m in widths})
         self.latents_MD = nn.Parameter(torch.randn(options.latents, width) * width**-0.5)
@@ -198,7 +203,7 @@ FUSIONS: Final[dict[str, Callable[[Mapping[Modality, int], FusionOptions], Fusio
 
 
 def _cross_attention_block(widths: Mapping[Modality, int], heads: int) -> nn.ModuleDict:
-    units = {
+    units: dict[str, nn.Module] = {
         modality: nn.ModuleDict(
             {other: CrossAttention(width, widths[other], heads) for other in widths if other != modality}
         )
@@ -215,7 +220,9 @@ def _successive(block: nn.ModuleDict, modality: Modality, states: Mapping[Modali
 
 
 def _attend(query_BLD: Tensor, key_BSD: Tensor, value_BSD: Tensor, is_token_BS: Tensor, heads: int) -> Tensor:
-    """softmax(q·k / sqrt(head width) + mask) · v a head; float mask of -1e30, so that no row can become NaN."""
+    """softmax(q·k / sqrt(head width) + mask) · v a head; float mask of -1e30, so that no row can become
+    NaN.
+    """
     query, key, value = (
         rearrange(x, "b l (h d) -> b h l d", h=heads) for x in (query_BLD, key_BSD, value_BSD)
     )

@@ -1,7 +1,8 @@
 """How good predictions are: R², Spearman and Pearson a tissue over transcripts, then the mean over tissues.
 
-A score that is undefined (a constant target or prediction, or fewer than two values) is NaN, stays out of the mean and is
-counted. Intervals come from resampling genes with replacement, because isoforms of one gene are not independent.
+A score that is undefined (a constant target or prediction, or fewer than two values) is NaN, stays out of the
+mean and is counted. Intervals come from resampling genes with replacement, because isoforms of one gene are
+not independent.
 
 Shapes: N transcripts, K tissues, R bootstrap draws, G genes.
 """
@@ -33,7 +34,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class RegressionMetrics:
-    """Scores a tissue (NaN where undefined), their means over tissues, and how many tissues were undefined."""
+    """Scores a tissue (NaN where undefined), their means over tissues, and how many tissues were
+    undefined.
+    """
 
     names: tuple[str, ...]
     per_tissue: dict[str, Floats]
@@ -48,7 +51,9 @@ def regression_metrics(
     mask: ArrayLike | None = None,
     names: Sequence[str] | None = None,
 ) -> RegressionMetrics:
-    """Score predictions (N, K) against targets (N, K) where `mask` (N, K) is true. InputError on shapes or NaN."""
+    """Score predictions (N, K) against targets (N, K) where `mask` (N, K) is true. InputError on shapes or
+    NaN.
+    """
     target_NK, predicted_NK, mask_NK = _checked(targets, predictions, mask)
     scores = _scores_of_draws(target_NK, predicted_NK, mask_NK, np.ones((1, len(target_NK))))
     per_tissue = {score: values[0] for score, values in scores.items()}
@@ -162,7 +167,9 @@ def _tiny(scale: Floats) -> Floats:
 
 
 def _ranks(values_N: Floats, weight_RN: Floats) -> Floats:
-    """Mid-ranks (R, N) in the drawn sample: the ranks scipy gives when each value is repeated as often as drawn."""
+    """Mid-ranks (R, N) in the drawn sample: the ranks scipy gives when each value is repeated as often as
+    drawn.
+    """
     order = np.argsort(values_N, kind="stable")
     cumulative = np.cumsum(weight_RN[:, order], axis=1)
     _, group_of = np.unique(values_N[order], return_inverse=True)

@@ -1,8 +1,9 @@
-"""The IsoFormer model, read top to bottom: modality inputs → fusion → masked mean over positions → one linear head.
+"""The IsoFormer model, read top to bottom: modality inputs → fusion → masked mean over positions → one linear
+head.
 
-`forward` takes `{modality: Tokens}` and gives standardised expression (B, K); `predict` gives natural log(1 + TPM). The
-per-tissue mean and standard deviation of the train split, and those of the input features, are buffers: a saved model is
-one safetensors file that needs nothing beside it.
+`forward` takes `{modality: Tokens}` and gives standardised expression (B, K); `predict` gives natural log(1 +
+TPM). The per-tissue mean and standard deviation of the train split, and those of the input features, are
+buffers: a saved model is one safetensors file that needs nothing beside it.
 
 Shapes: B transcripts, L positions, D encoder width, W common width, K tissues.
 """
@@ -30,13 +31,14 @@ from isoformer.schema import MODALITIES, Modality
 
 
 class ModelConfig(FrozenConfig):
-    """What the model is made of. With `width` null, `standardise_inputs` and `zero_start` false it is the paper's own.
+    """What the model is made of. With `width` null, `standardise_inputs` and `zero_start` false it is the
+    paper's own.
 
-    The two that differ from the paper are for frozen encoders. Their features differ in scale by orders of magnitude and
-    cannot adapt, and the published unit has no normalisation: `standardise_inputs` brings each to mean 0 and deviation 1
-    over the train split. `zero_start` sets the head and each cross-attention's output to zero, so that training starts at
-    the tissue means and at the plain pooled embeddings: on a few hundred genes a random start costs the first epochs and
-    some of the score.
+    The two that differ from the paper are for frozen encoders. Their features differ in scale by orders of
+    magnitude and cannot adapt, and the published unit has no normalisation: `standardise_inputs` brings each
+    to mean 0 and deviation 1 over the train split. `zero_start` sets the head and each cross-attention's
+    output to zero, so that training starts at the tissue means and at the plain pooled embeddings: on a few
+    hundred genes a random start costs the first epochs and some of the score.
     """
 
     fusion: str = "cross_attention"
@@ -135,7 +137,9 @@ class IsoFormer(nn.Module):
 
 
 class CachedInput(nn.Module):
-    """Embeddings from the store: standardised a feature, then, where a common width is asked for, projected to it."""
+    """Embeddings from the store: standardised a feature, then, where a common width is asked for, projected
+    to it.
+    """
 
     mean_D: Tensor
     sd_D: Tensor

@@ -1,7 +1,8 @@
 """Batches from a pinned dataset: which rows, in which order, and their padded tensors.
 
-The order of an epoch is a pure function of (seed, epoch), so a position in the data is just (epoch, step). Rows are shuffled,
-then sorted by length within a window of a few batches, so that a batch holds rows of like length and pads little.
+The order of an epoch is a pure function of (seed, epoch), so a position in the data is just (epoch, step).
+Rows are shuffled, then sorted by length within a window of a few batches, so that a batch holds rows of like
+length and pads little.
 
 Shapes: N rows, B rows of a batch, L positions, D width, K tissues.
 """
@@ -44,7 +45,7 @@ class BatchFeed:
     def __init__(self, data: PinnedDataset, modalities: Sequence[Modality], device: torch.device) -> None:
         self.states = data.subset(modalities).states
         self.device = device
-        self.lengths = {modality: states.lengths_N for modality, states in self.states.items()}
+        self.lengths = {modality: states.lengths for modality, states in self.states.items()}
         self.total_length_N = np.sum(list(self.lengths.values()), axis=0)
         self.targets, self.target_mask = data.targets, data.target_mask
         self.gathered = self._gathered() if self._gathered_bytes() <= GATHERED_BYTES_LIMIT else None
@@ -91,7 +92,7 @@ def padded(states: SequenceStates, rows: NDArray[np.int64]) -> Tokens:
     """Hidden states of these rows, zero-padded to the longest, in float32."""
     sequence_B = states.sequence_of_N[rows]
     lengths_B = (
-        states.lengths_N[rows] if len(rows) == len(states.sequence_of_N) else _lengths(states, sequence_B)
+        states.lengths[rows] if len(rows) == len(states.sequence_of_N) else _lengths(states, sequence_B)
     )
     longest = max(1, int(lengths_B.max(initial=0)))
     hidden_BLD = np.zeros((len(rows), longest, states.width), dtype=np.float32)

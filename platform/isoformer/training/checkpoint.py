@@ -2,9 +2,11 @@
 
     model.safetensors    the best model so far: the one to use
     latest.safetensors   the weights at this position
-    state.pt             optimizer, position (epoch, step), early stopping, history, configuration (weights_only)
+    state.pt             optimizer, position (epoch, step), early stopping, history, configuration
+    (weights_only)
 
-The learning rate and the random numbers are pure functions of the configuration and the position, so they need no state.
+The learning rate and the random numbers are pure functions of the configuration and the position, so they
+need no state.
 """
 
 from __future__ import annotations
@@ -60,7 +62,9 @@ def write_checkpoint(
 
 
 def replace_checkpoint(folder: Path, write: Any) -> None:
-    """Let `write(path)` make a checkpoint and put it at `folder` whole: a kill leaves the old one or the new one."""
+    """Let `write(path)` make a checkpoint and put it at `folder` whole: a kill leaves the old one or the new
+    one.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     write(fresh)
@@ -76,7 +80,8 @@ def read_checkpoint(
 ) -> tuple[Progress, dict[str, Tensor]]:
     """Load position and best weights, and put weights and optimizer state into place.
 
-    InputError where the folder is no checkpoint; FingerprintError where it was made from another configuration or data.
+    InputError where the folder is no checkpoint; FingerprintError where it was made from another
+    configuration or data.
     """
     try:
         state = torch.load(folder / STATE_FILE, weights_only=True)
@@ -87,7 +92,8 @@ def read_checkpoint(
     if differing:
         key = differing[0]
         raise FingerprintError(
-            f"{folder}: the checkpoint was made with {key} = {theirs.get(key)!r}, here it is {made_from.get(key)!r}"
+            f"{folder}: the checkpoint was made with {key} = {theirs.get(key)!r}, "
+            f"here it is {made_from.get(key)!r}"
         )
     model.load_state_dict(load_model(folder / LATEST_FILE).state_dict())
     optimizer.load_state_dict(state["optimizer"])

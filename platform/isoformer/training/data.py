@@ -1,33 +1,28 @@
-"""A dataset pinned in memory: transcripts joined with one embedding dataset a modality, as plain numpy arrays.
+"""A dataset pinned in memory: transcripts joined with one embedding dataset a modality, as plain numpy
+arrays.
 
-`load_dataset` reads shard by shard (the same number is the same genes in every dataset, so the join is local), keeps each
-distinct sequence once and gives a `PinnedDataset`. Its arrays travel through Ray's object store without a copy, so that
-all trials of a sweep on a node share one. Nothing here needs torch or Ray.
+`load_dataset` reads shard by shard (the same number is the same genes in every dataset, so the join is
+local), keeps each distinct sequence once and gives a `PinnedDataset`. Its arrays travel through Ray's object
+store without a copy, so that all trials of a sweep on a node share one. Nothing here needs torch or Ray.
 
-Shapes: N transcripts, K tissues, S distinct sequences of a modality, P positions of all sequences, D width, F features.
+Shapes: N transcripts, K tissues, S distinct sequences of a modality, P positions of all sequences, D width, F
+features.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from isoformer.baselines import tabular_features
 from isoformer.config import FrozenConfig
-from isoformer.errors import FingerprintError, InputError
-from isoformer.schema import MODALITIES, SPLITS, Modality, digest_column
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from isoformer.embeddings.store import EmbeddingDataset
-    from isoformer.storage import Storage
+from isoformer.errors import InputError
+from isoformer.schema import MODALITIES, SPLITS, Modality
 
 
 class DatasetSpec(FrozenConfig):
@@ -39,12 +34,13 @@ class DatasetSpec(FrozenConfig):
 
 @dataclass(frozen=True)
 class SequenceStates:
-    """Embeddings of one modality: sequence s holds positions [offsets[s], offsets[s+1]) of `flat_PD`.
+    """Embeddings of one modality: sequence s holds positions [offsets[s], offsets[s+1]) of `flat_PD`
+    (float16, as stored).
 
     `sequence_of_N` is the sequence of each transcript, -1 where the transcript lacks the modality.
     """
 
-    flat_PD: NDArray[np.float16]
+    flat_PD: NDArray[Any]
     offsets: NDArray[np.int64]
     sequence_of_N: NDArray[np.int64]
 
@@ -53,14 +49,14 @@ class SequenceStates:
         return self.flat_PD.shape[1]
 
     @property
-    def lengths_N(self) -> NDArray[np.int64]:
+    def lengths(self) -> NDArray[np.int64]:
         """Positions of each transcript; 0 where the modality is missing."""
         lengths_S = np.diff(self.offsets)
         if len(lengths_S) == 0:
             return np.zeros(len(self.sequence_of_N), dtype=np.int64)
         return np.where(self.sequence_of_N >= 0, lengths_S[self.sequence_of_N], 0)
 
-    def means_ND(self) -> NDArray[np.float32]:
+    def means(self) -> NDArray[np.float32]:
         """Mean over each transcript's positions; zeros where the modality is missing."""
         means_SD = np.zeros((len(self.offsets) - 1, self.width), dtype=np.float32)
         for s, (start, end) in enumerate(zip(self.offsets[:-1], self.offsets[1:], strict=True)):
@@ -73,7 +69,9 @@ class SequenceStates:
 
 @dataclass(frozen=True)
 class PinnedDataset:
-    """All that training needs. `encoder_trained` says of each modality whether its encoder was trained or random."""
+    """All that training needs. `encoder_trained` says of each modality whether its encoder was trained or
+    random.
+    """
 
     transcript_ids: NDArray[np.str_]
     gene_ids: NDArray[np.str_]
@@ -90,6 +88,7 @@ class PinnedDataset:
     encoder_trained: dict[Modality, str]
     label_provenance: str
     target_unit: str = "log1p_tpm"
+    quarantined: dict[Modality, dict[str, int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.transcript_ids)
@@ -119,7 +118,9 @@ class PinnedDataset:
         return found
 
     def subset(self, modalities: Sequence[Modality]) -> PinnedDataset:
-        """The same transcripts with fewer modalities; arrays are shared. InputError where one is not there."""
+        """The same transcripts with fewer modalities; arrays are shared. InputError where one is not
+        there.
+        """
         missing = [modality for modality in modalities if modality not in self.states]
         if missing:
             raise InputError(
@@ -132,15 +133,19 @@ class PinnedDataset:
         return replace(self, split=np.asarray(split, dtype=np.str_))
 
     def require_inputs(self, modalities: Sequence[Modality], splits: Sequence[str] = ("train",)) -> int:
-        """Transcripts of these splits that have none of the modalities; InputError where that is all of them."""
+        """Transcripts of these splits that have none of the modalities; InputError where that is all of
+        them.
+        """
         rows = np.concatenate([self.rows(split) for split in splits])
         states = self.subset(modalities).states
         has_none = np.all([states[m].sequence_of_N[rows] < 0 for m in modalities], axis=0)
         if has_none.all():
             raise InputError(
-                "no transcript has any of the requested modalities", field="modalities", value=list(modalities),
+                "no transcript has any of the requested modalities",
+                field="modalities",
+                value=list(modalities),
                 allowed=f"one that some of the {len(rows)} transcripts of {', '.join(splits)} have",
-            )  # fmt: skip
+            )
         return int(has_none.sum())
 
 
@@ -149,13 +154,14 @@ def load_dataset(
 ) -> PinnedDataset:
     """Read transcripts and embeddings under `root` into memory.
 
-    `memory_limit_bytes` null: 80% of what this machine has free. Raises InputError where the estimate does not fit,
-    where a value is not finite or a sequence is not in its dataset; StorageError or FingerprintError where a dataset is
-    absent or was made from other transcripts.
+    `memory_limit_bytes` null: 80% of what this machine has free. Raises InputError where the estimate does
+    not fit, where a value is not finite or a sequence is not in its dataset; StorageError or FingerprintError
+    where a dataset is absent or was made from other transcripts.
     """
     from isoformer.embeddings.store import EmbeddingDataset
+    from isoformer.manifest import read_manifest, read_shard
     from isoformer.storage import open_storage
-    from isoformer.transcripts import read_manifest, read_shard
+    from isoformer.training.join import JoinedColumns, JoinedStates
 
     if not keys:
         raise InputError(
@@ -164,34 +170,28 @@ def load_dataset(
     storage = open_storage(root)
     manifest = read_manifest(storage)
     datasets = {m: EmbeddingDataset.open(storage, m, keys[m]) for m in MODALITIES if m in keys}
-    for modality, dataset in datasets.items():
-        _check_same_transcripts(modality, dataset, manifest.fingerprint)
-    check_memory(_stored_bytes(storage, datasets, len(manifest.shards)), memory_limit_bytes)
-    joined = {modality: _Joined(modality, keys[modality]) for modality in datasets}
-    tables = []
+    parts = {modality: JoinedStates(dataset) for modality, dataset in datasets.items()}
+    for part in parts.values():
+        part.require_same_transcripts(manifest.fingerprint, len(manifest.shards))
+    check_memory(sum(part.bytes_needed for part in parts.values()), memory_limit_bytes)
+    columns = JoinedColumns()
     for index in range(len(manifest.shards)):
         table = read_shard(storage, index)
-        for modality, dataset in datasets.items():
-            joined[modality].add(table, dataset.read_shard(index), index)
-        tables.append(_Columns.of(table))
+        columns.add(table)
+        for part in parts.values():
+            part.add(table, index)
     specs = {modality: dataset.manifest["spec"] for modality, dataset in datasets.items()}
-    columns = _Columns.concatenated(tables)
     return PinnedDataset(
-        transcript_ids=columns.transcript_ids,
-        gene_ids=columns.gene_ids,
-        split=columns.split,
-        targets=columns.targets,
-        target_mask=columns.target_mask,
+        **columns.whole(),
         target_names=tuple(manifest.target_names),
-        states={modality: parts.states() for modality, parts in joined.items()},
-        features=columns.features,
-        feature_names=columns.feature_names,
+        states={modality: part.states() for modality, part in parts.items()},
         fingerprint=_fingerprint(manifest.fingerprint, keys),
         encoder_keys=dict(keys),
         encoder_names={m: str(spec["name"]) for m, spec in specs.items()},
         encoder_trained={m: str(spec["trained"]) for m, spec in specs.items()},
-        label_provenance=str(manifest.label_provenance),
-        target_unit=str(manifest.target_unit),
+        label_provenance=manifest.label_provenance,
+        target_unit=manifest.target_unit,
+        quarantined={modality: part.quarantined for modality, part in parts.items()},
     )
 
 
@@ -205,109 +205,6 @@ def check_memory(needed_bytes: int, limit_bytes: int | None = None) -> None:
             value=f"{limit / 2**20:,.0f} MiB free for it",
             allowed="fewer modalities, a coarser resolution (bins:N or pooled), or a larger machine",
         )
-
-
-@dataclass(frozen=True)
-class _Columns:
-    transcript_ids: NDArray[np.str_]
-    gene_ids: NDArray[np.str_]
-    split: NDArray[np.str_]
-    targets: NDArray[np.float32]
-    target_mask: NDArray[np.bool_]
-    features: NDArray[np.float32]
-    feature_names: tuple[str, ...]
-
-    @classmethod
-    def of(cls, table: pa.Table) -> _Columns:
-        names, features = tabular_features(table)
-        return cls(
-            *(
-                np.array(table[name].to_pylist(), dtype=np.str_)
-                for name in ("transcript_id", "gene_id", "split")
-            ),
-            _matrix(table["targets"], np.float32),
-            _matrix(table["target_mask"], np.bool_),
-            features,
-            names,
-        )
-
-    @classmethod
-    def concatenated(cls, parts: Sequence[_Columns]) -> _Columns:
-        if sum(len(part.transcript_ids) for part in parts) == 0:
-            raise InputError("the transcripts dataset has no rows", file="transcripts/manifest.json")
-        arrays = ("transcript_ids", "gene_ids", "split", "targets", "target_mask", "features")
-        whole: dict[str, Any] = {
-            name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays
-        }
-        if not np.isfinite(whole["targets"]).all():
-            row = int(np.flatnonzero(~np.isfinite(whole["targets"]).all(axis=1))[0])
-            raise InputError(
-                "targets are not finite", record=str(whole["transcript_ids"][row]), field="targets"
-            )
-        return cls(**whole, feature_names=parts[0].feature_names)
-
-
-class _Joined:
-    """Collects one modality shard by shard; a digest met before keeps its first states."""
-
-    def __init__(self, modality: Modality, key: str) -> None:
-        self.modality, self.key = modality, key
-        self.sequence_of_digest: dict[str, int] = {}
-        self.arrays: list[NDArray[np.float16]] = []
-        self.rows: list[int] = []
-
-    def add(self, table: pa.Table, states: Mapping[str, NDArray[Any]], index: int) -> None:
-        ids = table["transcript_id"].to_pylist()
-        for transcript_id, digest in zip(ids, table[digest_column(self.modality)].to_pylist(), strict=True):
-            self.rows.append(-1 if digest is None else self._sequence(digest, states, transcript_id, index))
-
-    def _sequence(
-        self, digest: str, states: Mapping[str, NDArray[Any]], transcript_id: str, index: int
-    ) -> int:
-        if digest in self.sequence_of_digest:
-            return self.sequence_of_digest[digest]
-        place = f"embeddings/{self.modality}/{self.key}, shard {index}"
-        if digest not in states:
-            raise InputError("the sequence has no embedding", file=place, record=transcript_id, value=digest)
-        array = np.asarray(states[digest], dtype=np.float16)
-        if len(array) == 0 or not np.isfinite(array).all():
-            problem = (
-                "the embedding is empty" if len(array) == 0 else "the embedding has NaN or infinite values"
-            )
-            raise InputError(problem, file=place, record=transcript_id, value=digest)
-        self.arrays.append(array)
-        self.sequence_of_digest[digest] = len(self.arrays) - 1
-        return self.sequence_of_digest[digest]
-
-    def states(self) -> SequenceStates:
-        if not self.arrays:
-            raise InputError("no transcript has this modality", file=f"embeddings/{self.modality}/{self.key}")
-        offsets = np.concatenate([[0], np.cumsum([len(array) for array in self.arrays])]).astype(np.int64)
-        return SequenceStates(np.concatenate(self.arrays), offsets, np.array(self.rows, dtype=np.int64))
-
-
-def _matrix(column: pa.ChunkedArray, dtype: type) -> NDArray[Any]:
-    flat = column.combine_chunks().flatten()
-    return flat.to_numpy(zero_copy_only=False).astype(dtype).reshape(len(column), -1)
-
-
-def _check_same_transcripts(modality: Modality, dataset: EmbeddingDataset, fingerprint: str) -> None:
-    theirs = dataset.manifest.get("transcripts_fingerprint", fingerprint)
-    if theirs != fingerprint:
-        raise FingerprintError(
-            f"embeddings/{modality} were made from transcripts {theirs}, here are {fingerprint}"
-        )
-
-
-def _stored_bytes(storage: Storage, datasets: Mapping[Modality, EmbeddingDataset], shards: int) -> int:
-    from isoformer.schema import shard_name
-
-    total = 0
-    for modality, dataset in datasets.items():
-        for index in range(shards):
-            with storage.open_input(f"embeddings/{modality}/{dataset.key}/{shard_name(index)}") as file:
-                total += int(file.size())
-    return 2 * total  # the shards' arrays, and once more while they are laid end to end
 
 
 def _fingerprint(transcripts: str, keys: Mapping[Modality, str]) -> str:

@@ -1,11 +1,12 @@
-"""Fit one model on a pinned dataset: the loop that a single process, a Ray Train worker and a sweep's trial all run.
+"""Fit one model on a pinned dataset: the loop that a single process, a Ray Train worker and a sweep's trial
+all run.
 
     for each epoch: batches in the order of (seed, epoch) → MSE over known tissues → Adam
                     validation scores → best weights, early stopping → report → checkpoint
 
-With several workers each takes its share of every batch and gradients are averaged, so that N workers follow the path of
-one. Everything at a step is a pure function of the configuration, the data and (epoch, step): a fit that is killed and
-resumed goes on bit for bit as if nothing had happened. No Ray here.
+With several workers each takes its share of every batch and gradients are averaged, so that N workers follow
+the path of one. Everything at a step is a pure function of the configuration, the data and (epoch, step): a
+fit that is killed and resumed goes on bit for bit as if nothing had happened. No Ray here.
 
 Shapes: B rows of a batch, V validation rows, K tissues.
 """
@@ -18,20 +19,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor, nn
 
-from isoformer.baselines import target_statistics
-from isoformer.config import FrozenConfig
-from isoformer.errors import InputError, IsoformerError
+from isoformer.errors import IsoformerError
 from isoformer.metrics import regression_metrics
-from isoformer.model import IsoFormer, ModelConfig, Standardisation
-from isoformer.schema import Modality
+from isoformer.model import IsoFormer
 from isoformer.training.batches import Batch, BatchFeed, epoch_order, in_order
 from isoformer.training.checkpoint import (
     Progress,
@@ -40,38 +37,16 @@ from isoformer.training.checkpoint import (
     with_weights,
     write_checkpoint,
 )
-from isoformer.training.data import PinnedDataset, SequenceStates
+from isoformer.training.config import TrainConfig
+from isoformer.training.data import PinnedDataset
+from isoformer.training.statistics import redrawn_validation, train_statistics
+
+__all__ = ["FitResult", "Report", "TrainConfig", "fit", "predict"]
 
 Report = Callable[[dict[str, float], Callable[[Path], None] | None], None]
-"""Called after each epoch with its metrics and, on rank zero, a function that writes a checkpoint into a folder. It may
-raise to stop the fit; with `checkpoint_steps` it is also called within an epoch, with `epoch` and `step` only."""
-
-
-class TrainConfig(FrozenConfig):
-    """How a model is fitted. The paper: Adam, 3e-5, batch 64, on encoders that learn along; these defaults are for small
-    frozen ones on a CPU. `keys` names the embedding dataset of each modality (filled in from `embed` where empty)."""
-
-    keys: dict[Modality, str] = Field(default_factory=dict)
-    model: ModelConfig = ModelConfig()
-    learning_rate: float = Field(default=1e-3, gt=0)
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup_epochs: float = Field(default=0.0, ge=0)
-    weight_decay: float = Field(default=0.0, ge=0, description="decoupled (AdamW); 0 is plain Adam")
-    gradient_clip: float | None = Field(default=None, gt=0)
-    batch_size: int = Field(default=32, ge=1, description="over all workers")
-    epochs: int = Field(default=30, ge=1)
-    patience: int = Field(default=8, ge=1, description="epochs without gain before stopping")
-    monitor: Literal["val_loss", "val_r2", "val_spearman"] = "val_loss"
-    validation: Literal["dataset", "redraw"] = "dataset"
-    validation_fraction: float = Field(default=0.1, gt=0, lt=1, description="of train genes, with redraw")
-    seed: int = Field(default=0, ge=0)
-    threads: int = Field(default=1, ge=1, description="of torch, a worker")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    workers: int = Field(default=1, ge=1)
-    max_failures: int = Field(default=2, ge=0, description="worker deaths that are survived")
-    checkpoint_steps: int | None = Field(
-        default=None, ge=1, description="also within an epoch, every so many steps"
-    )
+"""Called after each epoch with its metrics and, on rank zero, a function that writes a checkpoint into a
+folder. It may raise to stop the fit; with `checkpoint_steps` it is also called within an epoch, with `epoch`
+and `step` only."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +73,9 @@ def fit(
 ) -> FitResult:
     """Train on the train split, stop by the validation split, give back the best epoch's model.
 
-    `checkpoint_dir` keeps the newest checkpoint there; `resume_from` continues one exactly. With `world_size` above one
-    torch.distributed must be initialised. InputError for an empty split or inputs that all are missing; IsoformerError
-    where the loss is no longer finite.
+    `checkpoint_dir` keeps the newest checkpoint there; `resume_from` continues one exactly. With `world_size`
+    above one torch.distributed must be initialised. InputError for an empty split or inputs that all are
+    missing; IsoformerError where the loss is no longer finite.
     """
     started = time.perf_counter()
     with _torch_settings(config):
@@ -121,20 +96,6 @@ def predict(
     device = next(model.parameters()).device
     feed = BatchFeed(data, model.config.modalities, device)
     return _predicted(model, feed, rows, batch_size).cpu().numpy()
-
-
-def redrawn_validation(data: PinnedDataset, fraction: float, seed: int) -> PinnedDataset:
-    """The paper's validation: a share of the train genes, drawn anew by seed. The dataset's own validation split stays
-    out of the fit under the name "unused"."""
-    genes = np.unique(data.gene_ids[data.rows("train")])
-    count = max(1, round(fraction * len(genes)))
-    if count >= len(genes):
-        raise InputError(
-            "too few train genes to draw validation genes from", field="gene_id", value=len(genes)
-        )
-    chosen = np.random.default_rng([seed, 20_240_614]).choice(genes, size=count, replace=False)
-    split = np.where(data.split == "validation", "unused", data.split)
-    return data.with_split(np.where((split == "train") & np.isin(data.gene_ids, chosen), "validation", split))
 
 
 class _Fit:
@@ -252,7 +213,8 @@ class _Fit:
         mine = self._share(batch)
         error_sum = self._error_sum(self.parallel(mine.tokens), mine)
         self.optimizer.zero_grad(set_to_none=True)
-        (error_sum * (self.world_size / max(1.0, known_count))).backward()
+        loss = error_sum * (self.world_size / max(1.0, known_count))
+        loss.backward()  # type: ignore[no-untyped-call]
         if self.config.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         self.optimizer.step()
@@ -266,7 +228,9 @@ class _Fit:
         progress.value_count += known_count
 
     def _share(self, batch: Batch) -> Batch:
-        """This worker's rows of the batch; where there are fewer rows than workers, a row that counts nothing."""
+        """This worker's rows of the batch; where there are fewer rows than workers, a row that counts
+        nothing.
+        """
         if self.world_size == 1:
             return batch
         mine = batch.rows[self.rank :: self.world_size]
@@ -329,34 +293,6 @@ class _Fit:
             **{f"train.{key}": value for key, value in config.items()},
             "data fingerprint": self.data.fingerprint,
         }
-
-
-def train_statistics(
-    data: PinnedDataset, config: ModelConfig
-) -> tuple[Standardisation, dict[Modality, Standardisation]]:
-    """Targets' and, where asked for, input features' mean and deviation over the train split."""
-    rows = data.rows("train")
-    targets = Standardisation(*target_statistics(data, rows))
-    if not config.standardise_inputs:
-        return targets, {}
-    return targets, {m: _feature_statistics(data.states[m], rows) for m in config.modalities}
-
-
-def _feature_statistics(states: SequenceStates, rows: NDArray[np.int64]) -> Standardisation:
-    """Over the positions of the distinct sequences that these rows have, one sequence after the other in float64."""
-    sequences = np.unique(states.sequence_of_N[rows])
-    total, squares, count = np.zeros(states.width), np.zeros(states.width), 0
-    for s in sequences[sequences >= 0]:
-        values = states.flat_PD[states.offsets[s] : states.offsets[s + 1]].astype(np.float64)
-        total, squares, count = (
-            total + values.sum(axis=0),
-            squares + (values**2).sum(axis=0),
-            count + len(values),
-        )
-    mean = total / max(1, count)
-    sd = np.sqrt(np.maximum(squares / max(1, count) - mean**2, 0.0))
-    is_spread = sd > 1e-6 * np.maximum(1.0, np.abs(mean))
-    return Standardisation(mean.astype(np.float32), np.where(is_spread, sd, 1.0).astype(np.float32))
 
 
 def _predicted(model: IsoFormer, feed: BatchFeed, rows: NDArray[np.int64], batch_size: int) -> Tensor:
