@@ -64,8 +64,7 @@ class Counts(BaseModel):
         if self.rows_in != self.rows_out + quarantined or sum(self.status.values()) != self.rows_out:
             raise InputError(
                 f"counts do not reconcile: {self.rows_in} rows in, {self.rows_out} out, "
-                f"{quarantined} quarantined, 
-                f"{sum(self.status.values())} with a status; nothing was published"
+                f"{quarantined} quarantined, {sum(self.status.values())} with a status; nothing was published"
             )
 
 
