@@ -1,0 +1,112 @@
+"""Train one run on Ray Train: 1 to N workers, one storage root, a folder that is finished or can be resumed.
+
+`train` loads the data once, shares it through the object store, and starts the workers; each runs the same
+`fit`. Rank zero puts a checkpoint on the storage after each epoch and sends the epoch's metrics to the
+driver, where they reach the tracker and the progress callback while training goes on. A worker that dies is
+started again and goes on from the newest checkpoint; so does a driver that is started again with `resume`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from isoformer.storage import open_storage
+from isoformer.training.config import TrainConfig
+from isoformer.training.data import PinnedDataset, load_dataset
+from isoformer.training.runs import RunFolder, RunSettings, run_settings
+from isoformer.training.workers import run_workers
+
+Progress = Callable[[dict[str, float]], None]
+
+
+class RunTracker(Protocol):
+    """What `train` needs of a tracker: one open run of it."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
+    def log_text(self, text: str, artifact_path: str) -> None: ...
+    def set_tags(self, tags: Mapping[str, str]) -> None: ...
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run. `reused`: it was there already, and nothing was trained."""
+
+    run: str
+    uri: str
+    fingerprint: str
+    best: dict[str, float]
+    best_epoch: int
+    epochs: int
+    stopped_by: str
+    seconds: float
+    parameters: int
+    history: list[dict[str, float]]
+    reused: bool = False
+
+
+def train(
+    config: TrainConfig,
+    root: str,
+    *,
+    run: str | None = None,
+    resume: bool = False,
+    tracker: RunTracker | None = None,
+    progress: Progress | None = None,
+    data: PinnedDataset | None = None,
+) -> TrainResult:
+    """Fit `config` on the dataset under `root` and write `runs/<run>/` there. Ray must be connected.
+
+    `data` saves reading the dataset again. Raises what `load_dataset` and `fit` raise; FingerprintError or
+    StorageError where the folder is taken (see `RunFolder.claim`); ClusterError where workers keep dying.
+    """
+    data = data or load_dataset(root, config.keys)
+    data = data.subset(config.model.modalities)
+    data.require_inputs(config.model.modalities, ("train", "validation"))
+    settings = run_settings(config, data, run)
+    folder = RunFolder(open_storage(root), settings.run)
+    folder.claim(settings, resume=resume)
+    if folder.is_finished:
+        return _finished(folder, reused=True)
+    if tracker is not None:
+        tracker.set_tags(_tags(settings, folder))
+    run_workers(settings, folder, data, lambda metrics: _pass_on(metrics, tracker, progress))
+    result = _finished(folder, reused=False)
+    if tracker is not None:
+        for name in ("config.yaml", "metrics.jsonl", "run.json"):
+            tracker.log_text(folder.storage.read_bytes(folder.prefix + name).decode(), name)
+    return result
+
+
+def _finished(folder: RunFolder, *, reused: bool) -> TrainResult:
+    summary = folder.summary()
+    own = ("fingerprint", "best_epoch", "epochs", "stopped_by", "seconds", "parameters")
+    history = folder.history()
+    return TrainResult(
+        run=folder.run,
+        uri=folder.uri,
+        best=history[summary["best_epoch"]],
+        history=history,
+        reused=reused,
+        **{name: summary[name] for name in own},
+    )
+
+
+def _pass_on(metrics: dict[str, float], tracker: RunTracker | None, progress: Progress | None) -> None:
+    if tracker is not None and "step" not in metrics:
+        finite = {name: value for name, value in metrics.items() if name != "epoch" and value == value}
+        tracker.log_metrics(finite, int(metrics["epoch"]))
+    if progress is not None:
+        progress(metrics)
+
+
+def _tags(settings: RunSettings, folder: RunFolder) -> dict[str, str]:
+    return {
+        "run_folder": folder.uri,
+        "run_fingerprint": settings.fingerprint,
+        "data_fingerprint": settings.data_fingerprint,
+        "label_provenance": settings.label_provenance,
+        **{f"encoder_key.{modality}": key for modality, key in settings.train.keys.items()},
+        **{f"encoder_trained.{modality}": trained for modality, trained in settings.encoder_trained.items()},
+    }
