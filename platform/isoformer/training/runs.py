@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ import yaml
 from isoformer.config import FrozenConfig, build, to_yaml
 from isoformer.errors import FingerprintError, StorageError
 from isoformer.model import IsoFormer, load_model
-from isoformer.storage import Storage
+from isoformer.storage import LocalStorage, Storage
 from isoformer.training.checkpoint import LATEST_FILE, MODEL_FILE, STATE_FILE
 from isoformer.training.config import TrainConfig
 from isoformer.training.data import PinnedDataset
@@ -50,10 +51,8 @@ def run_settings(config: TrainConfig, data: PinnedDataset, run: str | None = Non
     """The settings of this fit; its name, where none is given, is made of what it is."""
     keys = {modality: data.encoder_keys[modality] for modality in config.model.modalities}
     resolved = config.edited(keys=keys)
-    stated = {
-        "data": data.fingerprint,
-        "train": resolved.model_dump(mode="json", exclude=set(RUNNING_OPTIONS)),
-    }
+    options = resolved.model_dump(mode="json", exclude=set(RUNNING_OPTIONS))
+    stated = {"data": data.fingerprint, "train": options}
     fingerprint = hashlib.blake2b(json.dumps(stated, sort_keys=True).encode(), digest_size=8).hexdigest()
     modalities = "-".join(config.model.modalities)
     return RunSettings(
@@ -112,12 +111,10 @@ class RunFolder:
         """config.yaml, checked. StorageError where there is no such run."""
         key = self.prefix + "config.yaml"
         if not self.storage.exists(key):
-            raise StorageError(
-                f"{self.uri}: there is no such run; there are: {', '.join(run_names(self.storage)) or 'none'}"
-            )
-        return build(
-            RunSettings, yaml.safe_load(self.storage.read_bytes(key)), origin=f"{self.uri}/config.yaml"
-        )
+            there = ", ".join(run_names(self.storage)) or "none"
+            raise StorageError(f"{self.uri}: there is no such run; there are: {there}")
+        text = self.storage.read_bytes(key)
+        return build(RunSettings, yaml.safe_load(text), origin=f"{self.uri}/config.yaml")
 
     def summary(self) -> dict[str, Any]:
         """run.json. StorageError where the run is not finished."""
@@ -134,9 +131,8 @@ class RunFolder:
         """The best model of a finished run."""
         self.summary()
         with tempfile.TemporaryDirectory(prefix="isoformer-run-") as folder:
-            return load_model(
-                self.storage.download(self.prefix + f"checkpoint/{MODEL_FILE}", Path(folder, MODEL_FILE))
-            )
+            key = f"{self.prefix}checkpoint/{MODEL_FILE}"
+            return load_model(self.storage.download(key, Path(folder, MODEL_FILE)))
 
     def publish_checkpoint(self, write: Callable[[Path], None], epoch: int, step: int) -> None:
         """Put a checkpoint and then point to it; the one before is deleted."""
@@ -173,15 +169,16 @@ class RunFolder:
                 self.storage.put_file(newest / name, f"{self.prefix}checkpoint/{name}")
         lines = "".join(json.dumps(without_nan(entry)) + "\n" for entry in history)
         self.storage.write_bytes(self.prefix + "metrics.jsonl", lines.encode())
-        self.storage.write_bytes(
-            self.prefix + "run.json", json.dumps(without_nan(summary), indent=2).encode()
-        )
+        text = json.dumps(without_nan(summary), indent=2)
+        self.storage.write_bytes(self.prefix + "run.json", text.encode())
         self.delete("resume/")
 
     def delete(self, under: str) -> None:
         """Delete the objects of the run below a folder."""
         for key in self.storage.list(self.prefix + under):
             self.storage.delete(key)
+        if isinstance(self.storage, LocalStorage):  # a folder is left behind only where there are folders
+            shutil.rmtree(self.storage.root / self.prefix / under, ignore_errors=True)
 
     def _latest(self) -> str | None:
         key = self.prefix + "resume/latest.json"
