@@ -1,0 +1,94 @@
+"""What to embed and how, as frozen data: the `embed` section of a configuration file.
+
+Entries that name the same encoder with different resolutions are put together: one forward pass makes
+them all.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from isoformer.config import FrozenConfig
+from isoformer.embeddings.key import DType, encoder_key
+from isoformer.encoders.registry import EncoderChoice, get_spec, weights_digest
+from isoformer.encoders.resolution import max_positions
+from isoformer.encoders.spec import EncoderSpec
+from isoformer.errors import ConfigError
+
+
+class EncoderJob(EncoderChoice):
+    """One embedding dataset: an encoder and how much of its output is kept."""
+
+    resolution: str = Field(default="bins:16", description="pooled, bins:N or tokens")
+
+    @field_validator("resolution")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        try:
+            max_positions(value)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    def choice(self) -> EncoderChoice:
+        """The encoder without the resolution."""
+        return EncoderChoice(name=self.name, weights=self.weights, random_seed=self.random_seed)
+
+
+class EmbedConfig(FrozenConfig):
+    """Which encoders run over a prepared dataset, and on what. The defaults are the smallest CPU run."""
+
+    encoders: tuple[EncoderJob, ...] = Field(
+        default=tuple(EncoderJob(name=f"composition-{modality}") for modality in ("dna", "rna", "protein")),
+        min_length=1,
+    )
+    dtype: DType = "f16"
+    token_budget: int = Field(default=2048, ge=1, description="tokens a pack; 1-2k on a CPU, fill a GPU")
+    actors: int = Field(default=1, ge=1, description="processes that encode")
+    cpus_per_actor: float = Field(default=1, ge=0)
+    gpus_per_actor: float = Field(default=0, ge=0, description="0: CPU only; 0.5: two actors share a GPU")
+    threads_per_actor: int | None = Field(default=None, ge=1, description="null: a node's cores, shared out")
+    tokenise_tasks: int = Field(default=2, ge=1, description="tasks that cut and tokenise at a time")
+    cache_dir: str | None = Field(default=None, description="a node's copy of the reference; null: temporary")
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        return "cuda" if self.gpus_per_actor > 0 else "cpu"
+
+    def threads(self, nodes: int = 1) -> int:
+        """Threads of one actor: as configured, or this machine's cores shared among a node's actors."""
+        cores = len(os.sched_getaffinity(0))
+        return self.threads_per_actor or max(1, cores // math.ceil(self.actors / nodes))
+
+
+@dataclass(frozen=True)
+class EncoderGroup:
+    """One encoder and all that is asked of it: `keys` maps a resolution to its dataset's key."""
+
+    choice: EncoderChoice
+    spec: EncoderSpec
+    weights_digest: str
+    keys: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """The encoder with its weights, without resolution: what a speed is measured for."""
+        return f"{self.spec.name}.{self.weights_digest}"
+
+
+def encoder_groups(config: EmbedConfig) -> list[EncoderGroup]:
+    """The configured encoders, each once. ConfigError for an unknown one."""
+    groups: dict[EncoderChoice, EncoderGroup] = {}
+    for job in config.encoders:
+        choice = job.choice()
+        if choice not in groups:
+            groups[choice] = EncoderGroup(choice, get_spec(choice), weights_digest(choice), {})
+        group = groups[choice]
+        key = encoder_key(group.spec, group.weights_digest, job.resolution, config.dtype)
+        group.keys[job.resolution] = key
+    return list(groups.values())

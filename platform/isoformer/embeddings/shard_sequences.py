@@ -1,0 +1,196 @@
+"""The distinct sequences of one transcripts shard, cut and tokenised: the CPU stage of embedding, without
+Ray.
+
+In: a transcripts shard and a modality. Out: each distinct sequence once, as token ids laid end to end;
+what was cropped or masked, by reason; and the sequences that cannot be tokenised, with the reason. DNA
+windows are cut from the dataset's reference, which is copied once per node. `plan.py` asks what is
+there, `pipeline.py` runs `tokenise` in tasks.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from isoformer.encoders.registry import EncoderChoice, get_spec, load_tokenizer
+from isoformer.encoders.spec import EncoderSpec
+from isoformer.errors import EncoderError, StorageError
+from isoformer.manifest import Manifest, read_shard
+from isoformer.schema import Modality, digest_column
+from isoformer.sequences import dna_window, sequence_digest
+from isoformer.sources.reference import Reference, open_stored_reference
+from isoformer.storage import Storage, open_storage
+
+# N distinct sequences, T tokens of all of them
+
+NO_VALID_LETTER: Final = "no_valid_letter"
+_WINDOW_COLUMNS: Final = ("chromosome", "strand", "window_start_bp", "window_end_bp")
+
+
+@dataclass(frozen=True)
+class TranscriptsSource:
+    """Where a worker finds the transcripts and their reference: small, travels with every task."""
+
+    uri: str
+    reference_digest: str | None
+    chromosome_aliases: Mapping[str, str]
+    window_bases: int | None
+    cache_dir: str | None = None
+
+    @classmethod
+    def of(cls, storage: Storage, manifest: Manifest, cache_dir: str | None = None) -> Self:
+        aliases = manifest.chromosome_aliases
+        return cls(storage.uri, manifest.reference_digest, aliases, manifest.window_bases, cache_dir)
+
+
+@dataclass(frozen=True)
+class ShardSequences:
+    """What a shard holds of one modality, by letters; `letters` is aligned with the sorted `digests`."""
+
+    digests: list[str]
+    letters: NDArray[np.int64]
+    transcripts: int
+
+    @property
+    def duplicates(self) -> int:
+        """Transcripts that share a sequence with another one of the shard."""
+        return self.transcripts - len(self.digests)
+
+
+@dataclass(frozen=True)
+class TokenizedShard:
+    """Sequence i, of digest `digests[i]`, is `token_ids[offsets[i]:offsets[i + 1]]`."""
+
+    digests: list[str]
+    token_ids: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    quarantined: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def lengths(self) -> NDArray[np.int64]:
+        return np.diff(self.offsets)
+
+    def part(self, members: Iterable[int]) -> TokenizedShard:
+        """Some of the sequences, as a shard of their own."""
+        chosen = list(members)
+        pieces = [self.token_ids[self.offsets[i] : self.offsets[i + 1]] for i in chosen]
+        return TokenizedShard([self.digests[i] for i in chosen], *_end_to_end(pieces))
+
+
+def shard_sequences(storage: Storage, shard: int, spec: EncoderSpec) -> ShardSequences:
+    """Which distinct sequences a shard has, and how many letters of each the encoder will read."""
+    column = digest_column(spec.modality)
+    letters = spec.window_bases is None
+    table = read_shard(storage, shard, [column, *([spec.modality] if letters else [])])
+    first = _first_rows(table, column)
+    counted = pc.utf8_length(table[spec.modality]).take(first).to_pylist() if letters else []
+    counted = counted or [sum(spec.window_bases or ())] * len(first)
+    of_digest = dict(zip(table[column].take(first).to_pylist(), counted, strict=True))
+    digests = sorted(of_digest)
+    present = len(table) - table[column].null_count
+    return ShardSequences(digests, np.array([of_digest[digest] for digest in digests], np.int64), present)
+
+
+def tokenise(source: TranscriptsSource, shard: int, choice: EncoderChoice) -> TokenizedShard:
+    """Cut and tokenise the distinct sequences of a shard, sorted by digest.
+
+    A sequence that the tokenizer refuses is quarantined. EncoderError where the dataset's windows are too small
+    for the encoder, StorageError where the reference is not the one that the dataset was made from.
+    """
+    spec, tokenizer = get_spec(choice), load_tokenizer(choice)
+    digests, pieces, quarantined = [], [], {}
+    counts: Counter[str] = Counter()
+    for digest, sequence in _distinct(source, shard, spec):
+        try:
+            tokens = tokenizer(sequence)
+        except EncoderError:
+            quarantined[digest] = NO_VALID_LETTER
+            continue
+        digests.append(digest)
+        pieces.append(tokens.token_ids)
+        counts.update(tokens.counts)
+    return TokenizedShard(digests, *_end_to_end(pieces), quarantined, dict(counts))
+
+
+def require_fit(spec: EncoderSpec, window_bases: int | None, uri: str) -> None:
+    """EncoderError where a dataset's DNA windows are too small for what the encoder reads."""
+    if spec.window_bases is None or window_bases is None:
+        return
+    up, down = spec.window_bases
+    center = window_bases // 2
+    if up > center or down > window_bases - center:
+        raise EncoderError(
+            f"{spec.name} reads {up} bases upstream of the TSS and {down} from it on, but {uri} was prepared "
+            f"with windows of {window_bases} bases; prepare with dna_window_bases of {2 * max(up, down)} or more"
+        )
+
+
+def _end_to_end(pieces: Sequence[NDArray[np.int32]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    offsets = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64)
+    return np.concatenate([np.empty(0, np.int32), *pieces]).astype(np.int32), offsets
+
+
+def _distinct(source: TranscriptsSource, shard: int, spec: EncoderSpec) -> Iterator[tuple[str, str]]:
+    modality: Modality = spec.modality
+    column = digest_column(modality)
+    extra = _WINDOW_COLUMNS if modality == "dna" else ()
+    table = read_shard(open_storage(source.uri), shard, [column, modality, *extra])
+    rows = table.take(_first_rows(table, column)).sort_by(column)
+    for batch in rows.to_batches(max_chunksize=64):
+        for row in batch.to_pylist():
+            sequence = row[modality]
+            if modality == "dna":
+                sequence = _encoder_window(row, sequence or _cut(source, row), spec, source.uri)
+            yield row[column], sequence
+
+
+def _first_rows(table: pa.Table, column: str) -> pa.Array:
+    """Indices of the first row of each distinct digest; rows without a sequence are left out."""
+    indexed = pa.table({"digest": table[column], "row": np.arange(len(table))}).drop_null()
+    return indexed.group_by("digest").aggregate([("row", "min")])["row_min"]
+
+
+def _cut(source: TranscriptsSource, row: Mapping[str, Any]) -> str:
+    window = dna_window(_reference(source), row)
+    if sequence_digest(window) != row["dna_digest"]:
+        raise StorageError(
+            f"{source.uri}: {row['chromosome']}:{row['window_start_bp']}-{row['window_end_bp']}{row['strand']} of "
+            f"its reference has digest {sequence_digest(window)}, but its transcripts say {row['dna_digest']}; "
+            "the reference was changed or damaged: prepare the dataset again"
+        )
+    return window
+
+
+def _encoder_window(row: Mapping[str, Any], window: str, spec: EncoderSpec, uri: str) -> str:
+    """The part of a window that the encoder reads: TSS at len(window) // 2."""
+    if spec.window_bases is None:
+        return window
+    require_fit(spec, len(window), uri)
+    up, down = spec.window_bases
+    center = len(window) // 2
+    return window[center - up : center + down]
+
+
+def _reference(source: TranscriptsSource) -> Reference:
+    cache = source.cache_dir or str(Path(tempfile.gettempdir(), "isoformer-reference"))
+    aliases = tuple(sorted(source.chromosome_aliases.items()))
+    if source.reference_digest is None:
+        raise StorageError(
+            f"{source.uri}: its transcripts hold no DNA, and it has no reference to cut it from"
+        )
+    return _opened_reference(source.uri, source.reference_digest, cache, aliases)
+
+
+@lru_cache(maxsize=2)
+def _opened_reference(uri: str, digest: str, cache: str, aliases: tuple[tuple[str, str], ...]) -> Reference:
+    return open_stored_reference(open_storage(uri), digest, cache, dict(aliases))
