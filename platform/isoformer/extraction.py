@@ -24,8 +24,10 @@ from isoformer.schema import STATUSES, Modality, shard_name, transcripts_schema
 from isoformer.sequences import (
     Genome,
     dna_window,
+    genetic_code,
     normalise,
     sequence_digest,
+    translate,
     unknown_fraction,
     window_bounds,
 )
@@ -192,10 +194,14 @@ def _given(row: Mapping[str, Any], notes: Counter[str]) -> tuple[str | None, str
     protein = _normalised(row, "protein", notes)
     if protein:
         notes["protein_x"] = protein.count("X")
-    lengths = (row["five_utr_bases"], row["cds_bases"], row["three_utr_bases"])
+    lengths: Lengths = (row["five_utr_bases"], row["cds_bases"], row["three_utr_bases"])
     if rna is not None and lengths[1] is not None and sum(lengths) != len(rna):
         notes["utr_lengths_disagree"] = 1
         return rna, protein, NO_LENGTHS
+    if rna and protein and lengths[0] is not None and lengths[1]:
+        coding = rna[lengths[0] : lengths[0] + lengths[1]]
+        made = translate(coding, code=genetic_code(row["chromosome"]), any_tga_is_selenocysteine=True)
+        notes["protein_disagrees"] = int(made.protein != protein)
     return rna, protein, lengths
 
 

@@ -39,6 +39,9 @@ class PrepareConfig(FrozenConfig):
     sample_tissues: str | None = None
     table: str | None = None
     targets: tuple[str, ...] | None = Field(default=None, description="target columns; null: the 30 tissues")
+    target_values: Literal["tpm", "log1p_tpm"] = Field(
+        default="tpm", description="what a table's target columns hold"
+    )
     label_provenance: str = Field(
         default="not stated", description="what the labels are: measured, derived, from where"
     )

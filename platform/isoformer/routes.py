@@ -20,8 +20,9 @@ from isoformer.schema import TISSUES
 from isoformer.sources.annotation import read_annotation
 from isoformer.sources.expression import Expression, log1p_targets, read_expression
 from isoformer.sources.identifiers import Matches, is_par_y, match_ids, without_par
+from isoformer.sources.published import SequenceTable, read_plain, read_published
 from isoformer.sources.reference import Reference
-from isoformer.splits import require_no_empty_split, split_genes
+from isoformer.splits import column_splits, require_no_empty_split, split_genes
 
 Reason = tuple[str, str]
 """Why a row is set aside: the reason that is counted, and the detail that is reported."""
@@ -29,7 +30,9 @@ Reason = tuple[str, str]
 
 def plan_rows(config: PrepareConfig, reference: Reference | None) -> Plan:
     """Read the sources of the configured route and plan its rows; InputError where nothing is usable."""
-    return plan_annotation(config, reference)
+    if config.route == "annotation":
+        return plan_annotation(config, reference)
+    return plan_table(config, reference)
 
 
 def plan_annotation(config: PrepareConfig, reference: Reference | None) -> Plan:
@@ -50,6 +53,26 @@ def plan_annotation(config: PrepareConfig, reference: Reference | None) -> Plan:
     )
     rows = _planned_models(models[kept], expression, matched, config)
     return Plan(rows, expression.target_names, models.height, _set_aside(models, reasons), counts)
+
+
+def plan_table(config: PrepareConfig, reference: Reference | None) -> Plan:
+    """Routes "published" and "table": rows that bring their own sequences, targets and perhaps their split."""
+    read = read_published if config.route == "published" else read_plain
+    table = read(str(config.table), config.targets)
+    reasons = _table_reasons(table, reference)
+    kept = [number for number, reason in enumerate(reasons) if reason is None]
+    _require_some(kept, reasons)
+    rows = (
+        table.rows[kept].with_columns(pl.Series("row", kept)).sort("gene_id", "chromosome", "transcript_id")
+    )
+    order = rows["row"].to_list()
+    splits = _table_splits(rows, table, order, config)
+    values = table.values[order]
+    tpm = values if config.target_values == "tpm" else np.expm1(values)
+    tss_bp = rows["tss_bp"].to_arrow() if "tss_bp" in rows.columns else pa.nulls(len(rows), pa.int64())
+    planned = planned_table(rows.to_arrow(), splits, tss_bp, tpm)
+    counts = {f"table_{name}": count for name, count in table.counts.items()}
+    return Plan(planned, table.target_names, table.rows.height, _set_aside(table.rows, reasons), counts)
 
 
 def _expression(config: PrepareConfig) -> Expression:
@@ -118,6 +141,59 @@ def _expression_reason(identifier: str, matched: Matches, config: PrepareConfig)
     return "no_expression", "the matrix has no row for it"
 
 
+def _table_reasons(table: SequenceTable, reference: Reference | None) -> list[Reason | None]:
+    """Why each row of a table cannot be used, or None. Of rows with one id, the first is kept."""
+    seen: set[str] = set()
+    reasons: list[Reason | None] = []
+    for row, values in zip(table.rows.iter_rows(named=True), table.values, strict=True):
+        reasons.append(_row_reason(row, values, seen, reference))
+        seen.add(row["transcript_id"])
+    return reasons
+
+
+def _row_reason(
+    row: Mapping[str, str | None], values: np.ndarray, seen: set[str], reference: Reference | None
+) -> Reason | None:
+    if not row["transcript_id"] or not row["gene_id"]:
+        return "without_id", "transcript_id or gene_id is empty"
+    if row["transcript_id"] in seen:
+        return "duplicate_transcript", "a row above has the same transcript_id"
+    if np.isnan(values).all():
+        return "no_expression", "no target is measured"
+    if not (row["rna"] or row["protein"] or row.get("dna")):
+        return "no_sequence", "neither DNA, RNA nor protein"
+    if reference is not None and "tss_bp" in row and reference.resolve(str(row["chromosome"])) is None:
+        return "chromosome_not_in_reference", f"{row['chromosome']} is not a sequence of the reference"
+    return None
+
+
+def _table_splits(
+    rows: pl.DataFrame, table: SequenceTable, order: Sequence[int], config: PrepareConfig
+) -> list[str]:
+    genes = rows["gene_id"].to_list()
+    if config.split.method == "column":
+        if table.splits is None:
+            raise InputError(
+                "column is missing", file=config.table, field="split", allowed="split.method: hash"
+            )
+        own = table.splits
+        by_gene = column_splits(
+            ((gene, own[row]) for gene, row in zip(genes, order, strict=True)), file=str(config.table)
+        )
+    else:
+        by_gene = split_genes(_chromosomes_by_gene(rows), config.split)
+    splits = [by_gene[gene] for gene in genes]
+    require_no_empty_split(splits, config.split)
+    return splits
+
+
+def _chromosomes_by_gene(rows: pl.DataFrame) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = defaultdict(list)
+    for gene, chromosome in rows.select("gene_id", "chromosome").unique(maintain_order=True).iter_rows():
+        found[gene].append(chromosome or "")
+    return found
+
+
 def _require_some(kept: Sequence[int], reasons: Sequence[Reason | None]) -> None:
     if not kept:
         most = Counter(reason for reason in reasons if reason).most_common(3)
@@ -140,10 +216,7 @@ def _planned_models(
     models: pl.DataFrame, expression: Expression, matched: Matches, config: PrepareConfig
 ) -> pa.Table:
     models = models.sort("gene_id", "chromosome", "transcript_id")
-    chromosomes: dict[str, list[str]] = defaultdict(list)
-    for gene, chromosome in models.select("gene_id", "chromosome").unique(maintain_order=True).iter_rows():
-        chromosomes[gene].append(chromosome)
-    by_gene = split_genes(chromosomes, config.split)
+    by_gene = split_genes(_chromosomes_by_gene(models), config.split)
     splits = [by_gene[gene] for gene in models["gene_id"]]
     require_no_empty_split(splits, config.split)
     numbers = [matched.rows.get(identifier, -1) for identifier in models["transcript_id"]]

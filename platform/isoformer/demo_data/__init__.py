@@ -1,6 +1,6 @@
-"""The demo's data: a small real cut of genome, annotation and measured expression. `README.md` says where from.
+"""The demo's data: a small real cut of genome, annotation and measured expression.
 
-`demo_paths` names the files; `cut.py` made them.
+`demo_paths` names the files, `cut.py` made them, and `README.md` says where they come from.
 """
 
 from __future__ import annotations

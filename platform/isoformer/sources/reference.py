@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 from isoformer.errors import InputError
 from isoformer.sequences import reverse_complement
-from isoformer.sources.files import chunks, existing_file, open_bytes
+from isoformer.sources.files import chunks, existing_file, is_bgzip, open_bytes
 
 if TYPE_CHECKING:
     from isoformer.manifest import Manifest
@@ -146,32 +147,36 @@ def _spellings(chromosome: str, aliases: Mapping[str, str]) -> Iterable[str]:
 def _recompress(paths: Sequence[str | Path], target: Path) -> str:
     import pysam
 
+    sources = [existing_file(path, "reference") for path in paths]
     digest = hashlib.blake2b(digest_size=16)
+    if len(sources) == 1 and is_bgzip(sources[0]):
+        with open_bytes(sources[0]) as file:
+            _copy_fasta(file, sources[0], digest, None)
+        shutil.copyfile(sources[0], target)
+        return digest.hexdigest()
     with pysam.BGZFile(str(target), "wb", None) as out:
-        for path in paths:
-            source = existing_file(path, "reference")
+        for source in sources:
             with open_bytes(source) as file:
-                _copy_fasta(file, source, out, digest)
+                _copy_fasta(file, source, digest, out)
     return digest.hexdigest()
 
 
-def _copy_fasta(file: IO[bytes], source: Path, out: Any, digest: Any) -> None:
+def _copy_fasta(file: IO[bytes], source: Path, digest: Any, out: Any | None) -> None:
     last = b""
     for chunk in chunks(file):
         if not last and not chunk.startswith(b">"):
+            first = chunk[:20].decode("ascii", "replace")
             raise InputError(
-                "is not FASTA",
-                file=source,
-                line=1,
-                value=chunk[:20].decode("ascii", "replace"),
-                allowed="a line that starts with '>'",
+                "is not FASTA", file=source, line=1, value=first, allowed="a line starting with '>'"
             )
-        out.write(chunk)
-        digest.update(chunk)
         last = chunk
+        digest.update(chunk)
+        if out is not None:
+            out.write(chunk)
     if not last.endswith(b"\n"):
-        out.write(b"\n")
         digest.update(b"\n")
+        if out is not None:
+            out.write(b"\n")
 
 
 def _index(fasta: Path, paths: Sequence[str | Path]) -> None:
