@@ -1,0 +1,209 @@
+"""The command line: `isoformer <verb> --config FILE --set section.key=value [--json]`.
+
+One function a verb: read the settings, call the stage, show what came out. A user's mistake is one line on
+standard error and exit status 2; an interrupt says how to go on and exits with 130; a check that failed, 1.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from isoformer import __version__
+from isoformer.console import Output
+from isoformer.errors import IsoformerError
+
+if TYPE_CHECKING:
+    from isoformer.settings import Settings
+
+Verb = Callable[..., None]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit the process with its status."""
+    try:
+        commands.main(args=arguments, prog_name="isoformer", standalone_mode=False)
+    except click.exceptions.Exit as request:
+        sys.exit(request.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted: nothing is lost; run the same command again to go on", err=True)
+        sys.exit(130)
+    except Exception as error:
+        cause = _users_error(error)
+        if cause is None:
+            raise
+        click.echo(f"error: {cause}", err=True)
+        sys.exit(2)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="isoformer")
+def commands() -> None:
+    """From a genome, an annotation and an expression table to a tuned multi-modal model."""
+
+
+def _verb(function: Verb) -> click.Command:
+    """A command with the options all verbs share; the function gets the settings and where to write."""
+
+    @click.option("--config", type=click.Path(dir_okay=False), help="YAML file with a section a verb.")
+    @click.option(
+        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, e.g. train.seed=1."
+    )
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+    @functools.wraps(function)
+    def command(config: str | None, overrides: tuple[str, ...], as_json: bool, **options: Any) -> None:
+        from isoformer.settings import load_settings
+
+        function(load_settings(config, overrides), Output(as_json), **options)
+
+    return commands.command()(command)
+
+
+@commands.command()
+@click.option("--output", default="demo-output", show_default=True, help="Folder for everything it makes.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+def demo(output: str, as_json: bool) -> None:
+    """Run the whole road on the shipped real sample: minutes on a laptop, no network."""
+    from isoformer.demo import run_demo
+
+    run_demo(Path(output), Output(as_json))
+
+
+@_verb
+def doctor(settings: Settings, out: Output) -> None:
+    """Check installation, storage, tracking and cluster, from the driver and from a worker."""
+    from isoformer.doctor import examine
+
+    checks = []
+    for check in examine(settings.root, settings.tracking.for_root(settings.root), settings.ray):
+        checks.append(check)
+        out.say(f"{'ok  ' if check.passed else 'FAIL'} {check.where:6} {check.name:17} {check.found}")
+        if check.mend:
+            out.say(f"     to mend: {check.mend}")
+    out.result({"checks": [check.to_json() for check in checks]})
+    if not all(check.passed for check in checks):
+        raise click.exceptions.Exit(1)
+
+
+@_verb
+def prepare(settings: Settings, out: Output) -> None:
+    """Make the transcripts dataset from genome, annotation and expression."""
+    from isoformer.ray_session import ray_session
+    from isoformer.stages import show_manifest
+    from isoformer.transcripts import prepare as run
+
+    with ray_session(settings.ray):
+        manifest = run(settings.require_prepare(), settings.root)
+    show_manifest(manifest, settings.root, out)
+    out.result(manifest.model_dump(mode="json"))
+
+
+@_verb
+@click.option("--calibrate", is_flag=True, help="Measure encoders whose speed is unknown, two seconds each.")
+def plan(settings: Settings, out: Output, calibrate: bool) -> None:
+    """Say what embedding would do, what is there already, and how long it takes."""
+    from isoformer.embeddings.plan import plan as run
+    from isoformer.stages import show_plan
+
+    planned = run(settings.embed, settings.root, calibrate_unknown=calibrate)
+    show_plan(planned, out)
+    out.result(planned.summary())
+
+
+@_verb
+def embed(settings: Settings, out: Output) -> None:
+    """Embed the distinct sequences of the dataset; what is there already is not done again."""
+    from isoformer.ray_session import ray_session
+    from isoformer.stages import run_embed
+
+    with ray_session(settings.ray):
+        report = run_embed(settings, out)
+    out.result(report.to_json())
+
+
+@_verb
+def pretrain(settings: Settings, out: Output) -> None:
+    """Train a small masked language model on the dataset's sequences and export it as an encoder."""
+    from isoformer.ray_session import ray_session
+    from isoformer.training.pretrain import pretrain as run
+
+    with ray_session(settings.ray):
+        result = run(settings.pretrain, settings.root)
+    out.facts("Pre-trained", [("encoder", result.name), ("written to", result.uri), *result.metrics.items()])
+    out.result({"name": result.name, "uri": result.uri, "metrics": result.metrics})
+
+
+@_verb
+@click.option("--resume", is_flag=True, help="Go on with (or reuse) the run of this name.")
+def train(settings: Settings, out: Output, resume: bool) -> None:
+    """Fit the fusion model on cached embeddings with Ray Train."""
+    from isoformer.ray_session import ray_session
+    from isoformer.stages import run_train
+
+    with ray_session(settings.ray):
+        result = run_train(settings, out, resume=resume)
+    out.result(result.to_json())
+
+
+@_verb
+@click.option("--resume", is_flag=True, help="Go on with the study of this name.")
+def sweep(settings: Settings, out: Output, resume: bool) -> None:
+    """Search architecture, encoders, resolution and learning rate with Ray Tune and Optuna."""
+    from isoformer.ray_session import ray_session
+    from isoformer.stages import run_sweep
+
+    with ray_session(settings.ray):
+        result = run_sweep(settings, out, resume=resume)
+    out.result(result.to_json())
+
+
+@_verb
+@click.option("--ablation/--no-ablation", default=True, show_default=True, help="Also every modality subset.")
+def evaluate(settings: Settings, out: Output, ablation: bool) -> None:
+    """Score a run on the held-out genes, with the baselines and the modality ablation beside it."""
+    from isoformer.stages import run_evaluate
+
+    out.result(run_evaluate(settings, out, ablation=ablation))
+
+
+@_verb
+@click.option("--output", default=None, help="File to write; default: reports/ under a local root.")
+def report(settings: Settings, out: Output, output: str | None) -> None:
+    """Write one static HTML page: data, curves, scores, ablation, sweep."""
+    from isoformer.stages import run_report
+
+    path = run_report(settings, Path(output) if output else None)
+    out.say(f"report: {path}")
+    out.result({"report": str(path)})
+
+
+@_verb
+@click.argument("action", type=click.Choice(["ls", "verify", "gc"]))
+@click.option("--delete", is_flag=True, help="gc: delete; without it, only say what would go.")
+def store(settings: Settings, out: Output, action: str, delete: bool) -> None:
+    """List (ls), re-hash (verify) or clean (gc) the embedding datasets under the root."""
+    from isoformer.stages import run_store
+
+    if not run_store(settings, out, action, delete=delete):
+        raise click.exceptions.Exit(1)
+
+
+def _users_error(error: BaseException) -> IsoformerError | None:
+    """The error of ours that this one is, wraps (as Ray's do) or was raised from; None for a bug."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        if isinstance(current, IsoformerError):
+            return current
+        wrapped = getattr(current, "cause", None)
+        current = wrapped if isinstance(wrapped, BaseException) else current.__cause__ or current.__context__
+    return None

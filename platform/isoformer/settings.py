@@ -1,0 +1,73 @@
+"""The whole configuration: one YAML file with a section a verb, read at the door of the command line.
+
+root: s3://bucket/dataset        # where every verb finds and leaves its data
+prepare: {annotation: …, reference: …, expression: …}
+embed:   {encoders: [{name: esm2-tiny, resolution: "bins:16"}, …]}
+train:   {learning_rate: 1.0e-3, model: {fusion: cross_attention}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from isoformer.config import FrozenConfig, build, load_yaml, with_overrides
+from isoformer.embeddings.config import EmbedConfig, encoder_groups
+from isoformer.errors import ConfigError
+from isoformer.evaluate import EvaluateConfig
+from isoformer.planning import PrepareConfig
+from isoformer.ray_session import RayConfig
+from isoformer.schema import Modality
+from isoformer.sweep import SweepConfig
+from isoformer.tracking import TrackingConfig
+from isoformer.training.config import TrainConfig
+from isoformer.training.pretrain import PretrainConfig
+
+
+class Settings(FrozenConfig):
+    """Every verb's section; a verb reads its own, `root`, `ray` and `tracking`."""
+
+    root: str = "isoformer-data"
+    run: str = Field(default="final", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="train, evaluate")
+    prepare: PrepareConfig | None = None
+    embed: EmbedConfig = EmbedConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    train: TrainConfig = TrainConfig()
+    sweep: SweepConfig = SweepConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    ray: RayConfig = RayConfig()
+
+    def require_prepare(self) -> PrepareConfig:
+        """The prepare section; ConfigError where the file has none, since no input can be guessed."""
+        if self.prepare is None:
+            raise ConfigError("the configuration has no `prepare` section: it names the input files")
+        return self.prepare
+
+    def available_keys(self) -> dict[Modality, tuple[str, ...]]:
+        """The embedding datasets that `embed` makes: encoder keys by modality, in the order of the file."""
+        keys: dict[Modality, list[str]] = {}
+        for group in encoder_groups(self.embed):
+            keys.setdefault(group.spec.modality, []).extend(group.keys.values())
+        return {modality: tuple(listed) for modality, listed in keys.items()}
+
+    def train_config(self) -> TrainConfig:
+        """The train section, its `keys` filled in with each modality's first embedding dataset."""
+        if self.train.keys:
+            return self.train
+        first = {modality: keys[0] for modality, keys in self.available_keys().items()}
+        wanted = {modality: first[modality] for modality in self.train.model.modalities if modality in first}
+        return self.train.edited(keys=wanted)
+
+    def sweep_config(self) -> SweepConfig:
+        """The sweep section, its `keys` filled in with all that `embed` makes."""
+        return self.sweep if self.sweep.keys else self.sweep.edited(keys=self.available_keys())
+
+
+def load_settings(path: str | Path | None, overrides: Sequence[str] = ()) -> Settings:
+    """Read, override and check a configuration. ConfigError names the file, the key and the value."""
+    data: dict[str, Any] = load_yaml(path) if path else {}
+    return build(Settings, with_overrides(data, overrides), origin=str(path or "configuration"))

@@ -1,0 +1,186 @@
+"""The stages as the command line and the demo run them: with settings, progress, tracking and a table to show.
+
+Each stage itself knows nothing of terminals or MLflow; here the three meet.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isoformer.config import to_yaml
+from isoformer.console import Output, counted
+
+if TYPE_CHECKING:
+    from isoformer.embeddings.pipeline import EmbedProgress, EmbedReport
+    from isoformer.embeddings.plan import Plan
+    from isoformer.settings import Settings
+    from isoformer.sweep import SweepResult, TrialRow
+    from isoformer.training.train import TrainResult
+    from isoformer.transcripts import Manifest
+
+
+def show_manifest(manifest: Manifest, root: str, out: Output) -> None:
+    """What went in, what came out, and why the rest did not."""
+    counts = manifest.counts
+    out.facts(
+        "Transcripts",
+        [
+            ("under", root),
+            ("transcripts in", counts.rows_in),
+            ("transcripts out", counts.rows_out),
+            ("quarantined", counted(counts.quarantined)),
+            ("status", counted(counts.status)),
+            ("notes", counted(counts.notes)),
+            ("split (by gene)", counted(counts.splits)),
+            ("targets", f"{len(manifest.target_names)} × {manifest.target_unit}"),
+            ("labels", manifest.label_provenance),
+            ("shards", len(manifest.shards)),
+            ("fingerprint", manifest.fingerprint),
+        ],
+    )
+
+
+def show_plan(planned: Plan, out: Output) -> None:
+    """What there is to do, an encoder a line."""
+    out.table(
+        "Plan",
+        ("encoder", "weights", "sequences", "duplicates saved", "tokens", "shards there", "MB to write"),
+        [
+            (
+                encoder.name,
+                encoder.trained,
+                encoder.sequences,
+                encoder.duplicates_saved,
+                encoder.tokens,
+                f"{encoder.shards_present}/{encoder.shards_wanted}",
+                encoder.missing_bytes / 1e6,
+            )
+            for encoder in planned.encoders
+        ],
+    )
+    out.say(f"  expected: {_seconds(planned.expected_seconds)}, start-up {_seconds(planned.startup_seconds)}")
+
+
+def run_embed(settings: Settings, out: Output) -> EmbedReport:
+    """Plan, embed with a progress bar, and set predicted beside actual. Ray must be connected."""
+    from isoformer.embeddings.pipeline import embed
+    from isoformer.embeddings.plan import plan
+
+    show_plan(plan(settings.embed, settings.root), out)
+    with out.progress("embed") as advance:
+
+        def told(progress: EmbedProgress) -> None:
+            advance(progress.shards_done, progress.shards, progress.encoder)
+
+        report = embed(settings.embed, settings.root, progress=told)
+    out.table(
+        "Embedded",
+        ("", "predicted", "actual"),
+        [
+            ("tokens", report.predicted_tokens, report.tokens),
+            ("bytes", report.predicted_bytes, report.bytes_written),
+            ("seconds", _seconds(report.predicted_seconds), _seconds(report.actual_seconds)),
+        ],
+    )
+    out.facts(
+        "",
+        [
+            ("shards written / there before", f"{report.shards_written} / {report.shards_present}"),
+            ("duplicates saved", report.duplicates_saved),
+            ("quarantined", counted(report.quarantined)),
+            ("letters cropped or masked", counted(report.letters)),
+            *(("note", note) for note in report.notes),
+        ],
+    )
+    return report
+
+
+def run_train(settings: Settings, out: Output, *, resume: bool = False) -> TrainResult:
+    """Train on Ray Train, tracked as one MLflow run. Ray must be connected."""
+    from isoformer.tracking import TrackedRun, Tracker, flat_params
+    from isoformer.training.train import train
+
+    config = settings.train_config()
+    with Tracker(settings.tracking.for_root(settings.root)) as tracker, out.progress("train") as advance:
+        run = tracker.start_run(settings.run, params=flat_params(config))
+        tracker.log_text(run, to_yaml(settings), "config.yaml")
+        try:
+            result = train(
+                config,
+                settings.root,
+                run=settings.run,
+                resume=resume,
+                tracker=TrackedRun(tracker, run),
+                progress=lambda metrics: advance(int(metrics["epoch"]) + 1, config.epochs),
+            )
+        except BaseException:
+            tracker.end_run(run, status="FAILED")
+            raise
+        tracker.end_run(run)
+    out.facts(
+        "Trained",
+        [
+            ("run", result.uri),
+            ("best epoch", f"{result.best_epoch + 1} of {result.epochs}, ended by {result.stopped_by}"),
+            ("parameters", result.parameters),
+            *result.best.items(),
+        ],
+    )
+    return result
+
+
+def run_sweep(settings: Settings, out: Output, *, resume: bool = False) -> SweepResult:
+    """Search, with a bar of finished trials. Ray must be connected."""
+    from isoformer.sweep import sweep
+
+    config = settings.sweep_config()
+    done: list[TrialRow] = []
+    with out.progress("sweep") as advance:
+
+        def told(trial: TrialRow) -> None:
+            done.append(trial)
+            advance(len(done), config.trials)
+
+        result = sweep(
+            config,
+            settings.train,
+            settings.root,
+            tracking=settings.tracking,
+            resume=resume,
+            progress=told,
+        )
+    _show_sweep(result, out)
+    return result
+
+
+def _show_sweep(result: SweepResult, out: Output) -> None:
+    ranked = sorted(
+        (trial for trial in result.trials if trial.value is not None),
+        key=lambda trial: -(trial.value or 0.0),
+    )
+    out.table(
+        f"Sweep: {len(result.trials)} trials in {result.seconds:.0f} s, best {result.metric} (validation genes)",
+        ("trial", result.metric, "state", "parameters"),
+        [
+            (trial.number, trial.value or 0.0, trial.state, counted_parameters(trial.params))
+            for trial in ranked[:5]
+        ],
+    )
+
+
+def counted_parameters(parameters: dict[str, Any]) -> str:
+    """`name=value` pairs, numbers short."""
+    return " ".join(
+        f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in parameters.items()
+    )
+
+
+def run_store(settings: Settings, out: Output, action: str, *, delete: bool = False) -> bool:
+    """`store ls|verify|gc`. False where verification found something wrong."""
+    raise NotImplementedError
+
+
+def _seconds(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:,.1f} s"
