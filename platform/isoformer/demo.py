@@ -2,8 +2,8 @@
 
     prepare → plan, embed → sweep → train the best → evaluate, ablation → report
 
-The sample is 345 human genes of chromosomes 21, 22 and Y with their measured GTEx expression (`demo_data`). The
-settings are saved as `settings.yaml` in the output folder, so that every step can be run again by hand.
+The sample is 345 human genes of chromosomes 21, 22 and Y with their measured GTEx expression (`demo_data`).
+The settings are saved as `settings.yaml` in the output folder, so that any step can be run again by hand.
 """
 
 from __future__ import annotations

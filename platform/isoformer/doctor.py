@@ -17,7 +17,7 @@ from typing import Any
 from isoformer.errors import IsoformerError
 from isoformer.ray_session import RayConfig, ray_session
 from isoformer.storage import open_storage
-from isoformer.tracking.config import TrackingConfig
+from isoformer.tracking import TrackingConfig, probe
 
 PACKAGES = ("ray", "torch", "transformers", "optuna", "mlflow", "pyarrow", "boto3", "pysam", "polars")
 
@@ -40,7 +40,7 @@ def examine(root: str, tracking: TrackingConfig, ray: RayConfig) -> Iterator[Che
     """Yield every check, the cheap ones first, so that a caller can show progress."""
     yield from (_python(), _standard_library(), _packages(), _torch())
     yield _storage(root, "driver")
-    yield _tracking(tracking, "driver")
+    yield _tracking(tracking, root, "driver")
     yield from _cluster(root, tracking, ray)
 
 
@@ -93,18 +93,9 @@ def _storage(root: str, where: str) -> Check:
     return _attempt("storage", where, write_read_delete, "check the root, its rights and AWS_ENDPOINT_URL")
 
 
-def _tracking(tracking: TrackingConfig, where: str) -> Check:
-    def answer() -> str:
-        from isoformer.tracking.sink import MlflowSink
-
-        try:
-            runs = MlflowSink(tracking).count_runs()
-        except Exception as error:  # MLflow raises whatever its store's driver raises
-            raise IsoformerError(f"{tracking.resolved_uri}: {_first_line(error)}") from error
-        return f"{tracking.resolved_uri}: experiment {tracking.experiment!r}, {runs} run(s)"
-
+def _tracking(tracking: TrackingConfig, root: str, where: str) -> Check:
     mend = "start the server, or set tracking.uri to one that answers"
-    return _attempt("tracking", where, answer, mend)
+    return _attempt("tracking", where, lambda: probe(tracking, root), mend)
 
 
 def _cluster(root: str, tracking: TrackingConfig, ray: RayConfig) -> Iterator[Check]:
@@ -138,7 +129,7 @@ def _from_worker(root: str, tracking: TrackingConfig) -> list[Check]:
     return [
         Check("package", "worker", True, f"isoformer {isoformer.__version__} in {sys.executable}"),
         _storage(root, "worker"),
-        *([_tracking(tracking, "worker")] if not tracking.resolved_uri.startswith("sqlite") else []),
+        _tracking(tracking, root, "worker"),
     ]
 
 

@@ -1,10 +1,11 @@
-"""The stages as the command line and the demo run them: with settings, progress, tracking and a table to show.
+"""The stages as the command line and the demo run them: with settings, progress, tracking and a table.
 
 Each stage itself knows nothing of terminals or MLflow; here the three meet.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,16 +161,13 @@ def _show_sweep(result: SweepResult, out: Output) -> None:
         key=lambda trial: -(trial.value or 0.0),
     )
     out.table(
-        f"Sweep: {len(result.trials)} trials in {result.seconds:.0f} s, best {result.metric} (validation genes)",
+        f"Sweep: {len(result.trials)} trials in {result.seconds:.0f} s, {result.metric} on validation genes",
         ("trial", result.metric, "state", "parameters"),
-        [
-            (trial.number, trial.value or 0.0, trial.state, counted_parameters(trial.params))
-            for trial in ranked[:5]
-        ],
+        [(trial.number, trial.value or 0.0, trial.state, _parameters(trial.params)) for trial in ranked[:5]],
     )
 
 
-def counted_parameters(parameters: dict[str, Any]) -> str:
+def _parameters(parameters: dict[str, Any]) -> str:
     """`name=value` pairs, numbers short."""
     return " ".join(
         f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
@@ -179,7 +177,39 @@ def counted_parameters(parameters: dict[str, Any]) -> str:
 
 def run_store(settings: Settings, out: Output, action: str, *, delete: bool = False) -> bool:
     """`store ls|verify|gc`. False where verification found something wrong."""
-    raise NotImplementedError
+    from isoformer.embeddings.admin import collect_garbage, listing, verify
+
+    if action == "verify":
+        checked = verify(settings.root, progress=None)
+        out.facts(
+            "Verified",
+            [("objects", checked.objects), ("MB", checked.bytes / 1e6), *_numbered(checked.problems)],
+        )
+        out.result(checked.to_json())
+        return checked.ok
+    if action == "gc":
+        garbage = collect_garbage(settings.root, delete=delete)
+        done = "Deleted" if delete else "Would delete (say --delete to do it)"
+        out.table(
+            done, ("object", "MB", "why"), [(item.key, item.bytes / 1e6, item.reason) for item in garbage]
+        )
+        out.result({"deleted": delete, "objects": [asdict(item) for item in garbage]})
+        return True
+    listed = listing(settings.root)
+    out.table(
+        settings.root,
+        ("dataset", "kind", "objects", "MB", "finished", "detail"),
+        [
+            (item.name, item.kind, item.objects, item.bytes / 1e6, item.finished, item.detail)
+            for item in listed
+        ],
+    )
+    out.result({"root": settings.root, "datasets": [asdict(item) for item in listed]})
+    return True
+
+
+def _numbered(problems: list[str]) -> list[tuple[str, object]]:
+    return [(f"problem {number}", problem) for number, problem in enumerate(problems, 1)]
 
 
 def _seconds(value: float | None) -> str:
