@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from isoformer.training.data import PinnedDataset
 
+BASELINES: Final = ("length", "composition")
 BASES: Final = "ACGT"
 RESIDUES: Final = "ACDEFGHIKLMNPQRSTVWY"
 LENGTH_FEATURES: Final = (

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from isoformer.config import FrozenConfig
-from isoformer.model import ModelConfig
+from isoformer.model_config import ModelConfig
 from isoformer.schema import Modality
 
 

@@ -1,0 +1,55 @@
+"""What a model is made of, as data: importable without torch, so that a command line starts at once."""
+
+from __future__ import annotations
+
+from typing import Final, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from isoformer.config import FrozenConfig
+from isoformer.schema import MODALITIES, Modality
+
+FUSION_NAMES: Final = ("cross_attention", "concat", "perceiver_shared")
+"""The keys of `fusion.FUSIONS`."""
+
+
+class ModelConfig(FrozenConfig):
+    """What the model is made of. With `width` null, `standardise_inputs` and `zero_start` false it is the
+    paper's own.
+
+    The two that differ from the paper are for frozen encoders. Their features differ in scale by orders of
+    magnitude and cannot adapt, and the published unit has no normalisation: `standardise_inputs` brings each
+    to mean 0 and deviation 1 over the train split. `zero_start` sets the head and each cross-attention's
+    output to zero, so that training starts at the tissue means and at the plain pooled embeddings: on a few
+    hundred genes a random start costs the first epochs and some of the score.
+    """
+
+    fusion: str = "cross_attention"
+    modalities: tuple[Modality, ...] = MODALITIES
+    width: int | None = Field(default=None, ge=1, description="common width; null: the encoders' own widths")
+    heads: int = Field(default=8, ge=1)
+    blocks: int = Field(default=1, ge=1, description="stacked rounds of attention")
+    latents: int = Field(default=16, ge=1, description="perceiver fusions only")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="on the pooled vector, before the head")
+    standardise_inputs: bool = True
+    zero_start: bool = True
+
+    @field_validator("fusion")
+    @classmethod
+    def _known_fusion(cls, value: str) -> str:
+        if value not in FUSION_NAMES:
+            raise ValueError(f"unknown fusion; allowed: {', '.join(FUSION_NAMES)}")
+        return value
+
+    @field_validator("modalities")
+    @classmethod
+    def _distinct_modalities(cls, value: tuple[Modality, ...]) -> tuple[Modality, ...]:
+        if not value or len(set(value)) != len(value):
+            raise ValueError(f"must name at least one of {', '.join(MODALITIES)}, each once")
+        return tuple(modality for modality in MODALITIES if modality in value)
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width is not None and self.width % self.heads:
+            raise ValueError(f"heads {self.heads} does not divide width {self.width}")
+        return self
