@@ -158,8 +158,8 @@ def test_an_unknown_address_is_refused_at_the_door() -> None:
 
 def test_tags_and_params_say_what_the_numbers_rest_on() -> None:
     tags = dataset_tags("abc", {"rna": "ntv2-tiny-rna.1.pooled.f16.2"}, "measured GTEx gene mean TPM")
-    assert tags["dataset.fingerprint"] == "abc" and tags["encoder.rna"].startswith("ntv2-tiny-rna")
-    assert "+" in tags["code.version"]
+    assert tags["data_fingerprint"] == "abc" and tags["encoder_key.rna"].startswith("ntv2-tiny-rna")
+    assert "+" in tags["code_version"]
     assert flat_params({"model": {"heads": 4}, "seed": 0}) == {"model.heads": "4", "seed": "0"}
 
 

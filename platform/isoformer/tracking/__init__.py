@@ -9,16 +9,25 @@ An event that MLflow has taken is acknowledged in the journal; a journal with no
 What a dead server (or a killed process) left outstanding is sent by `replay`.
 """
 
-from isoformer.tracking.config import TrackingConfig, code_version, dataset_tags, flat_params, open_line
-from isoformer.tracking.tracker import ReplayReport, Tracker, probe, replay
+from isoformer.tracking.config import (
+    TrackingConfig,
+    code_version,
+    dataset_tags,
+    flat_params,
+    local_path,
+    open_line,
+)
+from isoformer.tracking.tracker import ReplayReport, TrackedRun, Tracker, probe, replay
 
 __all__ = [
     "ReplayReport",
+    "TrackedRun",
     "Tracker",
     "TrackingConfig",
     "code_version",
     "dataset_tags",
     "flat_params",
+    "local_path",
     "open_line",
     "probe",
     "replay",

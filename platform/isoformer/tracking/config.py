@@ -55,8 +55,7 @@ class TrackingConfig(FrozenConfig):
         """A copy whose folder is decided: the one configured, a local storage root, or `isoformer-work`."""
         if self.folder:
             return self
-        local = root.removeprefix("file://") if "://" not in root or root.startswith("file://") else None
-        return self.edited(folder=local or DEFAULT_FOLDER)
+        return self.edited(folder=str(local_path(root) or DEFAULT_FOLDER))
 
     @property
     def resolved_uri(self) -> str:
@@ -81,6 +80,13 @@ class TrackingConfig(FrozenConfig):
         return (self.local_folder / "mlartifacts").as_uri()
 
 
+def local_path(root: str) -> Path | None:
+    """The folder that a storage root is; None for a bucket."""
+    if "://" in root and not root.startswith("file://"):
+        return None
+    return Path(root.removeprefix("file://")).resolve()
+
+
 def open_line(config: TrackingConfig, *, port: int = 5000) -> str:
     """The command (or address) that opens these runs in a browser."""
     if config.resolved_uri.startswith(("http://", "https://")):
@@ -91,11 +97,11 @@ def open_line(config: TrackingConfig, *, port: int = 5000) -> str:
 
 def dataset_tags(fingerprint: str, encoder_keys: Mapping[str, str], label_provenance: str) -> dict[str, str]:
     """The tags that every run carries: which data, which encoders, what the labels are, which code."""
-    keys = {f"encoder.{modality}": key for modality, key in encoder_keys.items()}
+    keys = {f"encoder_key.{modality}": key for modality, key in encoder_keys.items()}
     return {
-        "dataset.fingerprint": fingerprint,
-        "dataset.label_provenance": label_provenance,
-        "code.version": code_version(),
+        "data_fingerprint": fingerprint,
+        "label_provenance": label_provenance,
+        "code_version": code_version(),
         **keys,
     }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +145,7 @@ class MlflowSink:
         if not os.path.exists(event["file"]):
             raise RejectedError(f"{event['file']} is no longer there")
         self._mlflow.log_artifact(self.run_id(event["run"]), event["file"], event["folder"] or None)
+        shutil.rmtree(os.path.dirname(event["file"]))  # our own copy: see Tracker.log_file
 
     def _end(self, event: Event) -> None:
         self._mlflow.set_terminated(self.run_id(event["run"]), status=event["status"], end_time=event["time"])

@@ -1,0 +1,83 @@
+"""Every dataset that a trial of the sweep may ask for, read once and shared.
+
+Transcripts, targets and each embedding dataset stand in one object of plain numpy arrays. In Ray's object
+store all trials on a node map the same memory; a trial puts its own dataset together without copying an
+array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from isoformer.errors import ConfigError
+from isoformer.schema import Modality
+from isoformer.training.data import PinnedDataset, SequenceStates, load_dataset
+
+
+@dataclass(frozen=True)
+class SharedData:
+    """`table` has no embeddings of its own; `states` holds them by (modality, encoder key)."""
+
+    table: PinnedDataset
+    states: dict[tuple[Modality, str], SequenceStates]
+    names: dict[tuple[Modality, str], tuple[str, str]]
+
+    def dataset(self, keys: Mapping[Modality, str]) -> PinnedDataset:
+        """The dataset with these embeddings. ConfigError where one was not loaded."""
+        missing = [
+            f"{modality}: {key}" for modality, key in keys.items() if (modality, key) not in self.states
+        ]
+        if missing:
+            loaded = ", ".join(f"{modality}: {key}" for modality, key in self.states)
+            raise ConfigError(f"encoder keys {', '.join(missing)} are not in this sweep; allowed: {loaded}")
+        return replace(
+            self.table,
+            states={modality: self.states[modality, key] for modality, key in keys.items()},
+            encoder_keys=dict(keys),
+            encoder_names={modality: self.names[modality, key][0] for modality, key in keys.items()},
+            encoder_trained={modality: self.names[modality, key][1] for modality, key in keys.items()},
+        )
+
+
+def load_shared(root: str, keys: Mapping[Modality, tuple[str, ...]]) -> SharedData:
+    """Read the transcripts and every listed embedding dataset under `root`.
+
+    The test split's targets never leave this function: its rows are dropped, so no trial can see them.
+    """
+    states: dict[tuple[Modality, str], SequenceStates] = {}
+    names: dict[tuple[Modality, str], tuple[str, str]] = {}
+    table: PinnedDataset | None = None
+    for picked in _rounds(keys):
+        loaded = without_test(load_dataset(root, picked))
+        table = table or replace(loaded, states={}, encoder_keys={}, encoder_names={}, encoder_trained={})
+        for modality, key in picked.items():
+            states[modality, key] = loaded.states[modality]
+            names[modality, key] = (loaded.encoder_names[modality], loaded.encoder_trained[modality])
+    if table is None:
+        raise ConfigError("sweep.keys names no embedding dataset; run `isoformer embed` first, or list them")
+    return SharedData(table, states, names)
+
+
+def without_test(data: PinnedDataset) -> PinnedDataset:
+    """The dataset without its test rows. Embeddings that only they used stay, unreferenced."""
+    kept = data.split != "test"
+    return replace(
+        data,
+        transcript_ids=data.transcript_ids[kept],
+        gene_ids=data.gene_ids[kept],
+        split=data.split[kept],
+        targets=data.targets[kept],
+        target_mask=data.target_mask[kept],
+        features=data.features[kept],
+        states={
+            modality: replace(states, sequence_of_N=states.sequence_of_N[kept])
+            for modality, states in data.states.items()
+        },
+    )
+
+
+def _rounds(keys: Mapping[Modality, tuple[str, ...]]) -> list[dict[Modality, str]]:
+    """As few loads as cover every key: the i-th key of each modality together."""
+    longest = max((len(listed) for listed in keys.values()), default=0)
+    return [{m: listed[i] for m, listed in keys.items() if i < len(listed)} for i in range(longest)]

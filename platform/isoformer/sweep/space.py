@@ -1,0 +1,233 @@
+"""A search space as data: parameters that edit a training configuration, some only where others allow it.
+
+    space:
+      fusion:  {path: model.fusion, choices: [cross_attention, concat]}
+      heads:   {path: model.heads, choices: [1, 2, 4], when: {fusion: [cross_attention]}}
+      learning_rate: {path: learning_rate, low: 1.0e-4, high: 1.0e-2, log: true}
+
+`SearchSpace.check` tries every combination of choices (and both ends of each range) on the configuration, so
+that a sweep never starts that would fail halfway on a value that could have been refused at the door.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import Field, RootModel, model_validator
+
+from isoformer.config import FrozenConfig, build
+from isoformer.errors import ConfigError
+from isoformer.schema import MODALITIES, Modality
+
+if TYPE_CHECKING:
+    import optuna
+
+    from isoformer.training.config import TrainConfig
+
+Scalar = bool | int | float | str | None
+Choice = Scalar | tuple[Scalar, ...] | dict[str, Scalar]
+CHECKED_COMBINATIONS = 20_000
+
+
+class Parameter(FrozenConfig):
+    """One thing to search: `choices`, or a range from `low` to `high` (whole numbers where both are whole).
+
+    `path` is where the value goes in the training configuration. With `when`, the parameter is drawn only
+    where each named earlier parameter has one of the listed values; elsewhere the configuration keeps its
+    own.
+    """
+
+    path: str
+    choices: tuple[Choice, ...] = ()
+    low: int | float | None = None
+    high: int | float | None = None
+    log: bool = False
+    when: dict[str, tuple[Choice, ...]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _choices_or_range(self) -> Self:
+        has_range = self.low is not None and self.high is not None
+        if bool(self.choices) == has_range or (self.low is None) != (self.high is None):
+            raise ValueError("give either choices, or both low and high")
+        if self.low is not None and self.high is not None:
+            if not self.low < self.high:
+                raise ValueError(f"low {self.low} must be below high {self.high}")
+            if self.log and self.low <= 0:
+                raise ValueError(f"log needs low above 0, got {self.low}")
+        labels = [label(choice) for choice in self.choices]
+        if len(set(labels)) != len(labels):
+            raise ValueError(f"choices must differ, got {labels}")
+        return self
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the range is of whole numbers."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    def draw(self, name: str, trial: optuna.trial.BaseTrial) -> Choice:
+        """Ask the study for a value."""
+        if self.choices:
+            by_label = {label(choice): choice for choice in self.choices}
+            return by_label[trial.suggest_categorical(name, list(by_label))]
+        assert self.low is not None and self.high is not None
+        if self.is_whole:
+            return trial.suggest_int(name, int(self.low), int(self.high), log=self.log)
+        return trial.suggest_float(name, self.low, self.high, log=self.log)
+
+    def corners(self) -> tuple[Choice, ...]:
+        """The values that a check tries."""
+        return self.choices or (self.low, self.high)
+
+
+class SearchSpace(RootModel[dict[str, Parameter]]):
+    """Named parameters in the order they are drawn."""
+
+    model_config = {"frozen": True}
+
+    @model_validator(mode="after")
+    def _conditions_name_earlier_parameters(self) -> Self:
+        seen: dict[str, Parameter] = {}
+        for name, parameter in self.root.items():
+            for other, wanted in parameter.when.items():
+                if other not in seen:
+                    raise ValueError(
+                        f"{name}: when names {other!r}, which is no earlier parameter ({list(seen)})"
+                    )
+                known = [label(choice) for choice in seen[other].choices]
+                strangers = [label(value) for value in wanted if label(value) not in known]
+                if strangers:
+                    raise ValueError(f"{name}: when {other} is {strangers}, but its choices are {known}")
+            seen[name] = parameter
+        if not seen:
+            raise ValueError("a search space needs at least one parameter")
+        return self
+
+    def draw(self, trial: optuna.trial.BaseTrial) -> dict[str, Choice]:
+        """Values of the parameters that are active in this trial, by name."""
+        values: dict[str, Choice] = {}
+        for name, parameter in self.root.items():
+            if _is_active(parameter, values):
+                values[name] = parameter.draw(name, trial)
+        return values
+
+    def applied(self, base: TrainConfig, values: Mapping[str, Choice]) -> TrainConfig:
+        """The training configuration with these values in place. ConfigError where it does not take them."""
+        data = base.model_dump()
+        for name, value in values.items():
+            _put(data, self.root[name].path, value)
+        shown = ", ".join(f"{name}={label(value)}" for name, value in values.items())
+        return build(type(base), data, origin=f"search space ({shown})")
+
+    def check(self, base: TrainConfig) -> int:
+        """Try the combinations, return how many; ConfigError names the first that `base` does not take."""
+        for name, parameter in self.root.items():
+            _check_path(base, name, parameter.path)
+        tried = 0
+        for values in itertools.islice(self._combinations(), CHECKED_COMBINATIONS):
+            self.applied(base, values)
+            tried += 1
+        return tried
+
+    def _combinations(self, names: tuple[str, ...] | None = None) -> Iterator[dict[str, Choice]]:
+        names = tuple(self.root) if names is None else names
+        if not names:
+            yield {}
+            return
+        *earlier, last = names
+        for values in self._combinations(tuple(earlier)):
+            if not _is_active(self.root[last], values):
+                yield values
+                continue
+            for value in self.root[last].corners():
+                yield {**values, last: value}
+
+
+def default_space(keys: Mapping[Modality, tuple[str, ...]]) -> SearchSpace:
+    """Fusion and its parameters, width, learning rate, modality set; resolution where there is a choice."""
+    modalities = [modality for modality in MODALITIES if modality in keys]
+    data: dict[str, Any] = {
+        "fusion": {"path": "model.fusion", "choices": ["cross_attention", "concat", "perceiver_shared"]},
+        "width": {"path": "model.width", "choices": [16, 32, 64]},
+        "heads": {
+            "path": "model.heads",
+            "choices": [1, 2, 4, 8],
+            "when": {"fusion": ["cross_attention", "perceiver_shared"]},
+        },
+        "latents": {"path": "model.latents", "choices": [4, 8, 16], "when": {"fusion": ["perceiver_shared"]}},
+        "learning_rate": {"path": "learning_rate", "low": 3e-4, "high": 1e-2, "log": True},
+        "dropout": {"path": "model.dropout", "choices": [0.0, 0.2]},
+    }
+    if len(modalities) > 1:
+        data["modalities"] = {"path": "model.modalities", "choices": _modality_sets(modalities)}
+    return build(SearchSpace, with_resolutions(data, keys))
+
+
+def with_resolutions(data: Mapping[str, Any], keys: Mapping[Modality, tuple[str, ...]]) -> dict[str, Any]:
+    """Add the parameter `encoders`: which embeddings are read, the i-th key of every modality together.
+
+    Where modalities have different numbers of keys, each gets a parameter of its own (`encoder_dna`, …).
+    """
+    counts = {len(listed) for listed in keys.values()}
+    if counts <= {1}:
+        return dict(data)
+    if len(counts) == 1:
+        choices = [dict(zip(keys, picked, strict=True)) for picked in zip(*keys.values(), strict=True)]
+        return {**data, "encoders": {"path": "keys", "choices": choices}}
+    own = {
+        f"encoder_{m}": {"path": f"keys.{m}", "choices": listed}
+        for m, listed in keys.items()
+        if len(listed) > 1
+    }
+    return {**data, **own}
+
+
+def label(choice: Choice) -> str | int | float | bool | None:
+    """How a choice stands in the study, which holds scalars only."""
+    if isinstance(choice, dict):
+        return " ".join(dict.fromkeys(_short_key(value) for value in choice.values()))
+    return "+".join(str(part) for part in choice) if isinstance(choice, tuple) else choice
+
+
+def _short_key(key: Scalar) -> str:
+    """`esm2-tiny.1a2b3c4d.bins-16.f16.99aabbcc` → `esm2-tiny/bins-16`."""
+    parts = str(key).split(".")
+    return f"{parts[0]}/{parts[2]}" if len(parts) >= 4 else str(key)
+
+
+def _modality_sets(modalities: list[Modality]) -> list[list[Modality]]:
+    """All of them first, then every smaller set, larger sets first."""
+    sizes = range(len(modalities), 0, -1)
+    return [list(chosen) for size in sizes for chosen in itertools.combinations(modalities, size)]
+
+
+def _is_active(parameter: Parameter, values: Mapping[str, Choice]) -> bool:
+    return all(
+        other in values and label(values[other]) in [label(value) for value in wanted]
+        for other, wanted in parameter.when.items()
+    )
+
+
+def _put(data: dict[str, Any], path: str, value: Choice) -> None:
+    *parents, leaf = path.split(".")
+    for parent in parents:
+        data = data[parent]
+    data[leaf] = value
+
+
+def _check_path(base: TrainConfig, name: str, path: str) -> None:
+    data: Any = base.model_dump()
+    known: list[str] = []
+    for part in path.split("."):
+        known = sorted(data) if isinstance(data, dict) else []
+        if not isinstance(data, dict) or part not in data:
+            raise ConfigError(f"search space: {name}: path {path!r} is not in the training configuration; "
+                              f"allowed here: {', '.join(known) or 'nothing below this'}")  # fmt: skip
+        data = data[part]
+
+
+def is_score(value: float | None) -> bool:
+    """Whether a reported score can be compared."""
+    return value is not None and math.isfinite(value)
