@@ -8,12 +8,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from pydantic import Field
 
 from isoformer.config import FrozenConfig
 from isoformer.errors import ClusterError
+
+
+START_ATTEMPTS: Final = 3
 
 
 class RayConfig(FrozenConfig):
@@ -35,15 +38,30 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = config.address or os.environ.get("RAY_ADDRESS")
-    try:
-        ray.init(**_init_arguments(config, address))
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterError(f"Ray at {address or 'this machine'} cannot be reached: {error}") from error
+    _start(config)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start(config: RayConfig) -> None:
+    """Connect, or start a local cluster; a start that a busy machine makes too slow is tried again."""
+    import ray
+
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            ray.init(**_init_arguments(config, address))
+            return
+        except Exception as error:  # Ray raises the bare class where a node does not come up in 30 s
+            ray.shutdown()
+            slow = "timed out during startup" in str(error)
+            if not slow and not isinstance(error, ConnectionError | RuntimeError | ValueError):
+                raise
+            if attempt == START_ATTEMPTS or not slow:
+                where = address or "this machine"
+                raise ClusterError(f"Ray at {where} cannot be reached or started: {error}") from error
 
 
 def _init_arguments(config: RayConfig, address: str | None) -> dict[str, Any]:

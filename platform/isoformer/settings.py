@@ -14,10 +14,10 @@ from typing import Any
 
 from pydantic import Field
 
+from isoformer.ablation import AblationConfig
 from isoformer.config import FrozenConfig, build, load_yaml, with_overrides
 from isoformer.embeddings.config import EmbedConfig, encoder_groups
 from isoformer.errors import ConfigError
-from isoformer.evaluate import EvaluateConfig
 from isoformer.planning import PrepareConfig
 from isoformer.ray_session import RayConfig
 from isoformer.schema import Modality
@@ -37,7 +37,7 @@ class Settings(FrozenConfig):
     pretrain: PretrainConfig = PretrainConfig()
     train: TrainConfig = TrainConfig()
     sweep: SweepConfig = SweepConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
+    evaluate: AblationConfig = AblationConfig()
     tracking: TrackingConfig = TrackingConfig()
     ray: RayConfig = RayConfig()
 
@@ -47,20 +47,28 @@ class Settings(FrozenConfig):
             raise ConfigError("the configuration has no `prepare` section: it names the input files")
         return self.prepare
 
-    def available_keys(self) -> dict[Modality, tuple[str, ...]]:
-        """The embedding datasets that `embed` makes: encoder keys by modality, in the order of the file."""
+    def available_keys(self, *, random: bool = False) -> dict[Modality, tuple[str, ...]]:
+        """The embedding datasets that `embed` makes: encoder keys by modality, in the order of the file.
+
+        Encoders with random weights are never trained on unasked: they are listed with `random` alone.
+        """
         keys: dict[Modality, list[str]] = {}
         for group in encoder_groups(self.embed):
-            keys.setdefault(group.spec.modality, []).extend(group.keys.values())
+            if (group.spec.trained == "random") == random:
+                keys.setdefault(group.spec.modality, []).extend(group.keys.values())
         return {modality: tuple(listed) for modality, listed in keys.items()}
+
+    def first_keys(self, *, random: bool = False) -> dict[Modality, str]:
+        """Each modality's first embedding dataset."""
+        return {modality: keys[0] for modality, keys in self.available_keys(random=random).items()}
 
     def train_config(self) -> TrainConfig:
         """The train section, its `keys` filled in with each modality's first embedding dataset."""
         if self.train.keys:
             return self.train
-        first = {modality: keys[0] for modality, keys in self.available_keys().items()}
-        wanted = {modality: first[modality] for modality in self.train.model.modalities if modality in first}
-        return self.train.edited(keys=wanted)
+        wanted = self.train.model.modalities
+        keys = {modality: key for modality, key in self.first_keys().items() if modality in wanted}
+        return self.train.edited(keys=keys)
 
     def sweep_config(self) -> SweepConfig:
         """The sweep section, its `keys` filled in with all that `embed` makes."""

@@ -15,6 +15,7 @@ from isoformer.console import Output, counted
 if TYPE_CHECKING:
     from isoformer.embeddings.pipeline import EmbedProgress, EmbedReport
     from isoformer.embeddings.plan import Plan
+    from isoformer.scores import ScoreTable
     from isoformer.settings import Settings
     from isoformer.sweep import SweepResult, TrialRow
     from isoformer.training.train import TrainResult
@@ -173,6 +174,52 @@ def _parameters(parameters: dict[str, Any]) -> str:
         f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
         for name, value in parameters.items()
     )
+
+
+def run_evaluate(settings: Settings, out: Output, *, ablation: bool = True) -> dict[str, Any]:
+    """Score the run on its test genes, then every modality subset; both tables shown and saved beside it."""
+    from isoformer.evaluate import evaluate
+    from isoformer.report.console_table import print_table
+
+    evaluation = evaluate(settings.root, settings.run, draws=settings.evaluate.draws)
+    if not out.as_json:
+        print_table(evaluation.table, out.console, title=f"Run {settings.run}, held-out test genes")
+    result = {"evaluation": evaluation.model_dump(mode="json")}
+    if ablation:
+        table = _ablation(settings, out)
+        if not out.as_json:
+            print_table(table, out.console, title="What each modality brings")
+        result["ablation"] = table.model_dump(mode="json")
+    return result
+
+
+def _ablation(settings: Settings, out: Output) -> ScoreTable:
+    from isoformer.ablation import ablation
+    from isoformer.storage import open_storage
+    from isoformer.training.data import load_dataset
+
+    data = load_dataset(settings.root, settings.first_keys())
+    random_keys = settings.first_keys(random=True)
+    random_data = load_dataset(settings.root, random_keys) if random_keys else None
+    with out.progress("ablation") as advance:
+        table = ablation(
+            settings.train.edited(keys={}, model=settings.train.model.edited(modalities=data.modalities)),
+            data,
+            settings.evaluate,
+            random_data=random_data,
+            progress=lambda row, done, rows: advance(done, rows, row),
+        )
+    storage, folder = open_storage(settings.root), f"runs/{settings.run}"
+    storage.write_bytes(f"{folder}/ablation.json", table.model_dump_json(indent=1).encode())
+    storage.write_bytes(f"{folder}/ablation.csv", table.to_csv().encode())
+    return table
+
+
+def run_report(settings: Settings, output: Path | None = None) -> Path:
+    """The HTML report, beside the data of a local root unless `output` says where."""
+    from isoformer.report import build_report
+
+    return build_report(settings.root, output, run=settings.run, study=settings.sweep.study)
 
 
 def run_store(settings: Settings, out: Output, action: str, *, delete: bool = False) -> bool:
