@@ -15,7 +15,6 @@ from pydantic import Field
 from isoformer.config import FrozenConfig
 from isoformer.errors import ClusterError
 
-
 START_ATTEMPTS: Final = 3
 
 
