@@ -1,4 +1,4 @@
-"""A prepared dataset of a few made-up transcripts, written in a second: for tests of what comes after prepare."""
+"""A prepared dataset of a few made-up transcripts, for tests of what comes after prepare."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_dataset(
     poison_protein: bool = False,
     seed: int = 0,
 ) -> Manifest:
-    """Two isoforms a gene: they share their TSS, and in every other gene their protein. Every fifth gene codes nothing.
+    """Two isoforms a gene, with a common TSS and, in every other gene, a common protein.
 
     `poison_protein` gives the first gene a protein without a valid residue.
     """
@@ -58,7 +58,8 @@ def write_dataset(
         sources=[], config={}, target_names=["Liver", "Brain"], label_provenance="made up",
         reference_digest=digest, chromosome_aliases={}, window_bases=window_bases, shards=entries,
         counts=Counts(
-            rows_in=count, rows_out=count, quarantined={}, status={"ok": count}, notes={}, splits={}, sources={}
+            rows_in=count, rows_out=count, quarantined={}, status={"ok": count}, notes={}, splits={},
+            sources={},
         ),
     )  # fmt: skip
     storage.write_bytes(MANIFEST_KEY, manifest.model_dump_json().encode())
@@ -78,9 +79,9 @@ def _gene(gene: int, rng: random.Random, reference: Reference, window_bases: int
         protein = None if gene % 5 == 4 else shared if gene % 2 == 0 else shared + "G" * (isoform + 1)
         rows.append(
             {
-                **place, "transcript_id": f"T{gene}.{isoform}", "gene_id": f"G{gene}", "gene_name": f"gene{gene}",
-                "biotype": "protein_coding" if protein else "lncRNA", "split": SPLITS[gene % 3], "dna": None,
-                "dna_digest": dna_digest, "rna": rna, "rna_digest": sequence_digest(rna), "protein": protein,
+                **place, "transcript_id": f"T{gene}.{isoform}", "gene_id": f"G{gene}",
+                "gene_name": f"gene{gene}", "biotype": "protein_coding" if protein else "lncRNA",
+                "split": SPLITS[gene % 3], "dna": None, "dna_digest": dna_digest, "rna": rna, "rna_digest": sequence_digest(rna), "protein": protein,
                 "protein_digest": sequence_digest(protein) if protein else None, "five_utr_bases": 10,
                 "cds_bases": 3 * len(protein or ""), "three_utr_bases": 10, "status": "ok", "notes": "",
                 "targets": [float(gene % 7), rng.random()], "target_mask": [True, True],

@@ -44,7 +44,7 @@ class TokenBudget:
 
 @dataclass(frozen=True)
 class EncodedShard:
-    """`rows[resolution]`: digest → array. `quarantined`: digest → reason; such a digest is in no `rows`."""
+    """`rows[resolution]`: digest → array. `quarantined`: digest → reason; it is in no `rows`."""
 
     rows: dict[str, Rows]
     quarantined: dict[str, str] = field(default_factory=dict)
@@ -138,8 +138,9 @@ def _make_room(
     import torch
 
     if len(members) == 1:
+        tokens = int(shard.lengths()[members[0]])
         raise EncoderError(
-            f"{encoder.spec.name}: sequence {shard.digests[members[0]]} of {shard.lengths()[members[0]]} tokens "
+            f"{encoder.spec.name}: sequence {shard.digests[members[0]]} of {tokens} tokens "
             "does not fit into the device's memory even alone; use a larger device or fewer actors on it"
         ) from error
     budget.halve()

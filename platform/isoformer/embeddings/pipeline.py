@@ -299,7 +299,7 @@ def _explained() -> Iterator[None]:
 
 
 def _cause(error: BaseException) -> Exception:
-    """The first of our own errors in the chain of a cluster error; Ray's mixed classes are not taken for ours."""
+    """The first of our own errors in the chain of a cluster error; Ray's mixed classes are not ours."""
     from ray.exceptions import RayError
 
     seen: BaseException | None = error

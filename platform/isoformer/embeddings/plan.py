@@ -114,9 +114,9 @@ class _Survey:
 def plan(config: EmbedConfig, root: str, *, calibrate_unknown: bool = False, nodes: int = 1) -> Plan:
     """What is left to do under `root`.
 
-    `calibrate_unknown` loads each encoder whose speed is not known, runs it for two seconds here, and keeps the
-    figure in the root's profile. StorageError where nothing is prepared, EncoderError where an encoder cannot
-    read this dataset, FingerprintError where a shard made from something else is in the way.
+    `calibrate_unknown` loads each encoder whose speed is not known, runs it for two seconds here, and keeps
+    the figure in the root's profile. StorageError where nothing is prepared, EncoderError where an encoder
+    cannot read this dataset, FingerprintError where a shard made from something else is in the way.
     """
     storage = open_storage(root)
     manifest = read_manifest(storage)

@@ -44,7 +44,7 @@ class EncoderRate:
 
 @dataclass(frozen=True)
 class Profile:
-    """Measured rates by encoder, device and threads; seconds from the start of a run to the first token encoded."""
+    """Measured rates by encoder, device and threads; seconds from a run's start to its first token."""
 
     encoders: Mapping[str, EncoderRate] = field(default_factory=dict)
     startup_seconds: float | None = None

@@ -104,8 +104,8 @@ def shard_sequences(storage: Storage, shard: int, spec: EncoderSpec) -> ShardSeq
 def tokenise(source: TranscriptsSource, shard: int, choice: EncoderChoice) -> TokenizedShard:
     """Cut and tokenise the distinct sequences of a shard, sorted by digest.
 
-    A sequence that the tokenizer refuses is quarantined. EncoderError where the dataset's windows are too small
-    for the encoder, StorageError where the reference is not the one that the dataset was made from.
+    A sequence that the tokenizer refuses is quarantined. EncoderError where the dataset's windows are too
+    small for the encoder, StorageError where the reference is not the one that the dataset was made from.
     """
     spec, tokenizer = get_spec(choice), load_tokenizer(choice)
     digests, pieces, quarantined = [], [], {}
@@ -131,7 +131,7 @@ def require_fit(spec: EncoderSpec, window_bases: int | None, uri: str) -> None:
     if up > center or down > window_bases - center:
         raise EncoderError(
             f"{spec.name} reads {up} bases upstream of the TSS and {down} from it on, but {uri} was prepared "
-            f"with windows of {window_bases} bases; prepare with dna_window_bases of {2 * max(up, down)} or more"
+            f"with windows of {window_bases} bases; dna_window_bases must be at least {2 * max(up, down)}"
         )
 
 
@@ -163,10 +163,10 @@ def _first_rows(table: pa.Table, column: str) -> pa.Array:
 def _cut(source: TranscriptsSource, row: Mapping[str, Any]) -> str:
     window = dna_window(_reference(source), row)
     if sequence_digest(window) != row["dna_digest"]:
+        place = f"{row['chromosome']}:{row['window_start_bp']}-{row['window_end_bp']} ({row['strand']})"
         raise StorageError(
-            f"{source.uri}: {row['chromosome']}:{row['window_start_bp']}-{row['window_end_bp']}{row['strand']} of "
-            f"its reference has digest {sequence_digest(window)}, but its transcripts say {row['dna_digest']}; "
-            "the reference was changed or damaged: prepare the dataset again"
+            f"{source.uri}: {place} of its reference has digest {sequence_digest(window)}, its transcripts "
+            f"say {row['dna_digest']}: the reference was changed or damaged; prepare the dataset again"
         )
     return window
 

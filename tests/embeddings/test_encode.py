@@ -1,0 +1,109 @@
+"""Encoding a shard: any budget, poison set aside, memory that runs out. A fake encoder, no Ray."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from isoformer.embeddings.encode import TokenBudget, encode_shard
+from isoformer.embeddings.shard_sequences import TokenizedShard
+from isoformer.encoders.spec import Encoded, EncoderSpec, Packed
+from isoformer.errors import EncoderError
+
+NAN_TOKEN, ZERO_TOKEN, HUGE_TOKEN, REFUSED_TOKEN = 90, 91, 92, 93
+SPEC = EncoderSpec(
+    name="fake", family="fake", modality="protein", width=2, max_tokens=100, letters_per_token=1,
+    licence="none", trained="none", source="here",
+)  # fmt: skip
+
+
+class FakeEncoder:
+    """State of a token: (its id, the length of its sequence). Refuses more than `most_tokens` at once."""
+
+    spec, weights_digest = SPEC, "none"
+
+    def __init__(self, most_tokens: int = 10**9) -> None:
+        self.most_tokens = most_tokens
+        self.packs: list[list[int]] = []
+
+    def encode(self, packed: Packed) -> Encoded:
+        lengths = np.diff(packed.offsets)
+        self.packs.append(lengths.tolist())
+        if len(packed.token_ids) > self.most_tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if REFUSED_TOKEN in packed.token_ids:
+            raise EncoderError("a token that is not known")
+        ids = packed.token_ids.astype(np.float32)
+        hidden = torch.from_numpy(np.stack([ids, np.repeat(lengths, lengths)], axis=1).astype(np.float32))
+        hidden[ids == NAN_TOKEN] = float("nan")
+        hidden[ids == ZERO_TOKEN] = 0
+        hidden[ids == HUGE_TOKEN] = 1e6
+        return Encoded(hidden, packed.offsets)
+
+
+def shard(*sequences: list[int]) -> TokenizedShard:
+    digests = [f"d{i}" for i in range(len(sequences))]
+    offsets = np.concatenate([[0], np.cumsum([len(sequence) for sequence in sequences])]).astype(np.int64)
+    return TokenizedShard(digests, np.concatenate([np.array(s, np.int32) for s in sequences]), offsets)
+
+
+def encode(encoder: FakeEncoder, tokens: TokenizedShard, budget: int = 100) -> Any:
+    return encode_shard(encoder, tokens, ["tokens", "pooled"], "f16", TokenBudget(budget))
+
+
+@pytest.mark.parametrize("budget", [1, 3, 7, 1000])
+def test_the_budget_changes_nothing_but_the_packs(budget: int) -> None:
+    tokens = shard([1, 2], [3, 4, 5], [6], [7, 8, 9, 10])
+    encoder = FakeEncoder()
+    result = encode(encoder, tokens, budget)
+    assert all(sum(pack) <= budget or len(pack) == 1 for pack in encoder.packs)
+    lengths = [length for pack in encoder.packs for length in pack]
+    assert lengths == [4, 3, 2, 1]
+    np.testing.assert_array_equal(result.rows["tokens"]["d1"], [[3, 3], [4, 3], [5, 3]])
+    np.testing.assert_array_equal(result.rows["pooled"]["d3"], [[8.5, 4]])
+    assert result.rows["tokens"].keys() == {"d0", "d1", "d2", "d3"}
+    assert result.quarantined == {}
+
+
+def test_poison_is_set_aside_and_the_rest_completes() -> None:
+    tokens = shard([1, NAN_TOKEN], [2, 3], [ZERO_TOKEN], [HUGE_TOKEN, 1], [REFUSED_TOKEN, 5, 6], [7])
+    result = encode(FakeEncoder(), tokens)
+    assert result.quarantined == {
+        "d0": "not_finite", "d2": "all_zeros", "d3": "out_of_range", "d4": "refused_by_encoder",
+    }  # fmt: skip
+    assert result.rows["tokens"].keys() == result.rows["pooled"].keys() == {"d1", "d5"}
+
+
+def test_running_out_of_memory_halves_the_budget_for_good() -> None:
+    tokens = shard(*[[i, i + 1] for i in range(1, 21)])
+    encoder, budget = FakeEncoder(most_tokens=6), TokenBudget(20)
+    result = encode_shard(encoder, tokens, ["tokens"], "f16", budget)
+    assert len(result.rows["tokens"]) == 20
+    assert (budget.tokens, budget.halvings) == (5, 2)
+    assert sum(sum(pack) > 6 for pack in encoder.packs) == 2
+    encode_shard(encoder, tokens, ["tokens"], "f16", budget)
+    assert budget.halvings == 2
+
+
+def test_one_sequence_that_never_fits_is_named() -> None:
+    with pytest.raises(EncoderError, match="sequence d1 of 9 tokens does not fit"):
+        encode(FakeEncoder(most_tokens=5), shard([1, 2], list(range(1, 10))))
+
+
+def test_other_failures_are_not_swallowed() -> None:
+    class Broken(FakeEncoder):
+        def encode(self, packed: Packed) -> Encoded:
+            raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        encode(Broken(), shard([1]))
+
+
+def test_a_shard_without_sequences() -> None:
+    empty = TokenizedShard([], np.empty(0, np.int32), np.zeros(1, np.int64), {"d": "no_valid_letter"})
+    result = encode(FakeEncoder(), empty)
+    assert result.rows == {"tokens": {}, "pooled": {}}
+    assert result.quarantined == {"d": "no_valid_letter"}

@@ -1,0 +1,143 @@
+"""Whole embedding runs on Ray: on S3, killed actor, killed driver, two nodes. Always the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from embeddings.driver import CONFIG
+from embeddings.test_plan import do_work
+from isoformer.embeddings.admin import verify
+from isoformer.embeddings.pipeline import EmbedProgress, EmbedReport, embed
+from isoformer.embeddings.plan import plan
+from isoformer.embeddings.store import EmbeddingDataset
+from isoformer.errors import StorageError
+from isoformer.manifest import read_manifest
+from isoformer.sources.reference import reference_key
+from isoformer.storage import open_storage
+from tiny_dataset import write_dataset
+
+SHARDS = 16
+DRIVER = Path(__file__).with_name("driver.py")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Every object of a run in one process, without Ray."""
+    root = str(tmp_path_factory.mktemp("undisturbed"))
+    write_dataset(root, shards=SHARDS, poison_protein=True)
+    do_work(plan(CONFIG, root))
+    embed(CONFIG, root)
+    return embeddings(root)
+
+
+def embeddings(root: str) -> dict[str, bytes]:
+    storage = open_storage(root)
+    return {key: storage.read_bytes(key) for key in storage.list("embeddings/")}
+
+
+def prepared(root: str) -> str:
+    write_dataset(root, shards=SHARDS, poison_protein=True)
+    return root
+
+
+@pytest.mark.slow
+def test_on_s3_with_two_runs_at_once(ray_local: None, s3_root: str, undisturbed: dict[str, bytes]) -> None:
+    prepared(s3_root)
+    reports: list[EmbedReport] = []
+    seen: list[EmbedProgress] = []
+    rival = threading.Thread(target=lambda: reports.append(embed(CONFIG, s3_root)))
+    rival.start()
+    report = embed(CONFIG, s3_root, progress=seen.append)
+    rival.join()
+    assert embeddings(s3_root) == undisturbed
+    assert len(reports) == 1
+    assert (seen[-1].shards_done, seen[-1].tokens_done) == (seen[-1].shards, seen[-1].tokens)
+    assert report.quarantined == {"no_valid_letter": 1}
+    assert report.tokens == pytest.approx(report.predicted_tokens, rel=0.01)
+    assert report.keys.keys() == {"dna", "rna", "protein"}
+    json.dumps(report.to_json())
+    dataset = EmbeddingDataset.open(open_storage(s3_root), "rna", report.keys["rna"][1])
+    assert sum(len(dataset.read_shard(shard)) for shard in range(len(dataset))) == SHARDS * 8
+    assert plan(CONFIG, s3_root).work == []
+    assert plan(CONFIG, s3_root).encoders[0].tokens_per_second is not None
+
+
+@pytest.mark.slow
+def test_an_actor_that_is_killed(ray_local: None, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    root = prepared(str(tmp_path))
+    killed: list[int] = []
+
+    def kill_once(_: EmbedProgress) -> None:
+        if not killed:
+            killed.extend(process.pid for process in encode_actors())
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    embed(CONFIG, root, progress=kill_once)
+    assert killed
+    assert embeddings(root) == undisturbed
+
+
+def encode_actors() -> Iterator[psutil.Process]:
+    """Ours only: descendants of this process."""
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "EncodeActor" in " ".join(process.cmdline()):
+                yield process
+        except psutil.NoSuchProcess:
+            continue
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed(ray_local: None, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    root = prepared(str(tmp_path))
+    command = [sys.executable, str(DRIVER), root]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(embeddings(root)) < 5 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    psutil.wait_procs(family, timeout=30)  # Ray's own processes follow their driver
+    left = embeddings(root)
+    assert 5 <= len(left) < len(undisturbed)
+    assert left.items() <= undisturbed.items()
+    report = embed(CONFIG, root)
+    assert report.shards_present == len(left)
+    assert embeddings(root) == undisturbed
+
+
+@pytest.mark.slow
+def test_on_two_nodes(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    root = prepared(str(tmp_path))
+    command = [sys.executable, str(DRIVER), root, "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1])["shards_written"] == 6 * SHARDS
+    assert embeddings(root) == undisturbed
+    assert verify(root).ok
+
+
+@pytest.mark.slow
+def test_a_worker_s_error_arrives_as_it_was_raised(ray_local: None, tmp_path: Path) -> None:
+    root = str(tmp_path / "root")
+    write_dataset(root, shards=1)
+    storage = open_storage(root)
+    key = reference_key(str(read_manifest(storage).reference_digest))
+    storage.delete(key)
+    config = CONFIG.edited(cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(StorageError, match=r"reference/\w+\.fa\.gz: cannot be read: there is no such file$"):
+        embed(config, root)
+    assert not [key for key in storage.list("embeddings/") if key.endswith("manifest.json")]
