@@ -18,7 +18,8 @@ class EncoderContract:
     """Inherit and set `choice` (a fixture, where weights must be made first)."""
 
     tolerance = 1e-5
-    lengths = (1, 2, 7, 30, 61, 127, 200)
+    lengths: tuple[int, ...] = (1, 2, 7, 30, 61, 127, 200)
+    probe_length = 60
 
     @pytest.fixture
     def choice(self) -> EncoderChoice:
@@ -87,7 +88,7 @@ class EncoderContract:
     def test_ambiguous_letters_are_counted_and_give_finite_vectors(
         self, encoder: Encoder, tokenizer: Tokenizer, spec: EncoderSpec
     ) -> None:
-        sequence = random_sequence(spec, 60, 5)
+        sequence = random_sequence(spec, self.probe_length, 5)
         spoilt = sequence[:20] + "?" * 5 + sequence[25:]
         tokens = tokenizer(spoilt)
         reason = "masked_residues" if spec.modality == "protein" else "ambiguous_bases"

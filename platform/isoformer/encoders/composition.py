@@ -14,7 +14,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from isoformer.encoders.letters import CROP_POLICY, NUCLEOTIDES, RESIDUES, clean_sequence
+from isoformer.encoders.letters import (
+    CROP_POLICY,
+    NUCLEOTIDES,
+    RESIDUES,
+    clean_sequence,
+    joined_letters,
+    split_letters,
+)
 from isoformer.encoders.registry import EncoderChoice
 from isoformer.encoders.spec import Encoded, EncoderSpec, Packed, Tokenized
 from isoformer.errors import ConfigError
@@ -38,10 +45,6 @@ class _Alphabet:
     letters_per_token: int
     word_lengths: tuple[int, ...]
     max_tokens: int
-
-    @property
-    def base(self) -> int:
-        return len(self.letters) + 1
 
     @property
     def width(self) -> int:
@@ -105,12 +108,8 @@ class CompositionTokenizer:
         alphabet = _ALPHABETS[self.modality]
         group = alphabet.letters_per_token
         clean = clean_sequence(sequence, self.modality, max_letters=group * alphabet.max_tokens)
-        table = np.full(128, len(alphabet.letters), dtype=np.int64)
-        table[np.frombuffer(alphabet.letters.encode(), np.uint8)] = np.arange(len(alphabet.letters))
-        codes_L = table[np.frombuffer(clean.letters.encode(), np.uint8)]
-        codes_L = np.pad(codes_L, (0, -len(codes_L) % group), constant_values=len(alphabet.letters))
-        token_ids = codes_L.reshape(-1, group) @ alphabet.base ** np.arange(group, dtype=np.int64)
-        return Tokenized(token_ids.astype(np.int32), clean.counts)
+        token_ids = joined_letters(clean.letters, alphabet.letters, group)
+        return Tokenized(token_ids, clean.counts)
 
 
 class CompositionEncoder:
@@ -126,15 +125,13 @@ class CompositionEncoder:
 
         alphabet = _ALPHABETS[self.spec.modality]
         pieces = [
-            _composition(_letter_codes(packed.token_ids[start:end], alphabet), alphabet)
+            _composition(
+                split_letters(packed.token_ids[start:end], alphabet.letters, alphabet.letters_per_token),
+                alphabet,
+            )
             for start, end in zip(packed.offsets[:-1], packed.offsets[1:], strict=True)
         ]
         return Encoded(torch.from_numpy(np.concatenate(pieces)).to(self._device), packed.offsets)
-
-
-def _letter_codes(token_ids: NDArray[np.int32], alphabet: _Alphabet) -> NDArray[np.int64]:
-    powers_G = alphabet.base ** np.arange(alphabet.letters_per_token, dtype=np.int64)
-    return (token_ids[:, None].astype(np.int64) // powers_G % alphabet.base).reshape(-1)
 
 
 def _composition(codes_L: NDArray[np.int64], alphabet: _Alphabet) -> NDArray[np.float32]:

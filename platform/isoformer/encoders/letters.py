@@ -17,6 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from isoformer.errors import EncoderError
 from isoformer.schema import Modality
 
@@ -63,3 +66,24 @@ def crop(letters: str, modality: Modality, limit: int) -> tuple[str, int]:
         return letters, 0
     start = {"left": dropped, "right": 0, "both": len(letters) // 2 - limit // 2}[CROP_POLICY[modality]]
     return letters[start : start + limit], dropped
+
+
+def joined_letters(letters: str, alphabet: str, letters_per_token: int) -> NDArray[np.int32]:
+    """Several letters to a token, as digits of one integer in base `len(alphabet) + 1`.
+
+    A letter outside the alphabet is the digit `len(alphabet)`, and so is what fills up the last token.
+    """
+    outside = len(alphabet)
+    table = np.full(128, outside, dtype=np.int64)
+    table[np.frombuffer(alphabet.encode(), np.uint8)] = np.arange(outside)
+    codes = table[np.frombuffer(letters.encode(), np.uint8)]
+    codes = np.pad(codes, (0, -len(codes) % letters_per_token), constant_values=outside)
+    powers = (outside + 1) ** np.arange(letters_per_token, dtype=np.int64)
+    return (codes.reshape(-1, letters_per_token) @ powers).astype(np.int32)
+
+
+def split_letters(token_ids: NDArray[np.int32], alphabet: str, letters_per_token: int) -> NDArray[np.int64]:
+    """The letters' codes again, `letters_per_token` for each token."""
+    base = len(alphabet) + 1
+    powers = base ** np.arange(letters_per_token, dtype=np.int64)
+    return (token_ids[:, None].astype(np.int64) // powers % base).reshape(-1)

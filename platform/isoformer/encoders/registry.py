@@ -29,6 +29,10 @@ FAMILIES: Final[dict[str, str]] = {
     "ntv2-tiny-rna": "isoformer.encoders.nucleotide_transformer",
     "ntv2-dna": "isoformer.encoders.nucleotide_transformer",
     "ntv2-rna": "isoformer.encoders.nucleotide_transformer",
+    "xpresso": "isoformer.encoders.xpresso",
+    "unirep-64": "isoformer.encoders.unirep",
+    "unirep-256": "isoformer.encoders.unirep",
+    "mxfold2": "isoformer.encoders.mxfold2",
 }
 """Encoder name → the module that implements `Family` for it."""
 
