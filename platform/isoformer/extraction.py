@@ -69,7 +69,7 @@ class ShardSettings:
     policy: Policy
     reference_digest: str | None
     chromosome_aliases: Mapping[str, str]
-    cache_dir: str
+    cache_dir: str | None
 
 
 def plan_schema(target_count: int) -> pa.Schema:
@@ -163,6 +163,7 @@ def extract_row(
     else:
         whole, protein, lengths = _given(row, notes)
     rna, lengths = _cropped(whole, lengths, policy, notes)
+    protein = _known_protein(protein, policy, notes)
     finished = {
         **{name: row[name] for name in COPIED},
         **_window(row, genome, policy, notes),
@@ -192,10 +193,8 @@ def _given(row: Mapping[str, Any], notes: Counter[str]) -> tuple[str | None, str
     """Sequences that the table brought, normalised."""
     rna = _normalised(row, "rna", notes)
     protein = _normalised(row, "protein", notes)
-    if protein:
-        notes["protein_x"] = protein.count("X")
     lengths: Lengths = (row["five_utr_bases"], row["cds_bases"], row["three_utr_bases"])
-    if rna is not None and lengths[1] is not None and sum(lengths) != len(rna):
+    if rna is not None and lengths[1] is not None and sum(bases or 0 for bases in lengths) != len(rna):
         notes["utr_lengths_disagree"] = 1
         return rna, protein, NO_LENGTHS
     if rna and protein and lengths[0] is not None and lengths[1]:
@@ -238,6 +237,18 @@ def _cropped(
         excess -= taken
         left.append((bases or 0) - taken)
     return kept, (left[0], left[1], left[2])
+
+
+def _known_protein(protein: str | None, policy: Policy, notes: Counter[str]) -> str | None:
+    """A protein that is mostly X counts as missing."""
+    if not protein:
+        return None
+    unknown = protein.count("X")
+    notes["protein_x"] = unknown
+    if unknown > policy.max_unknown_fraction * len(protein):
+        notes["protein_missing"] = 1
+        return None
+    return protein
 
 
 def _window(

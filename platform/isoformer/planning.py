@@ -116,6 +116,8 @@ class Plan:
     rows_in: int
     quarantined: list[dict[str, str]]
     source_counts: dict[str, int]
+    dna_bases: int | None = None
+    """The length of the DNA that the rows bring, where all have the same."""
 
 
 def deal_into_shards(rows: pa.Table, config: PrepareConfig) -> list[list[int]]:

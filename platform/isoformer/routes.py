@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -56,7 +57,7 @@ def plan_annotation(config: PrepareConfig, reference: Reference | None) -> Plan:
 
 
 def plan_table(config: PrepareConfig, reference: Reference | None) -> Plan:
-    """Routes "published" and "table": rows that bring their own sequences, targets and perhaps their split."""
+    """Routes "published" and "table": rows that bring their own sequences, targets and maybe split."""
     read = read_published if config.route == "published" else read_plain
     table = read(str(config.table), config.targets)
     reasons = _table_reasons(table, reference)
@@ -72,7 +73,15 @@ def plan_table(config: PrepareConfig, reference: Reference | None) -> Plan:
     tss_bp = rows["tss_bp"].to_arrow() if "tss_bp" in rows.columns else pa.nulls(len(rows), pa.int64())
     planned = planned_table(rows.to_arrow(), splits, tss_bp, tpm)
     counts = {f"table_{name}": count for name, count in table.counts.items()}
-    return Plan(planned, table.target_names, table.rows.height, _set_aside(table.rows, reasons), counts)
+    lengths = set(rows["dna"].drop_nulls().str.len_bytes()) if "dna" in rows.columns else set()
+    return Plan(
+        planned,
+        table.target_names,
+        table.rows.height,
+        _set_aside(table.rows, reasons),
+        counts,
+        dna_bases=lengths.pop() if len(lengths) == 1 else None,
+    )
 
 
 def _expression(config: PrepareConfig) -> Expression:
@@ -104,19 +113,26 @@ def _reasons(
     places: dict[str, set[str]] = defaultdict(set)
     for identifier, chromosome in models.select("transcript_id", "chromosome").iter_rows():
         places[without_par(identifier)].add(chromosome)
-    columns = ("transcript_id", "chromosome", "strands", "lines", "exon_ends")
-    return [
-        _placement_reason(row, places, reference) or _expression_reason(row["transcript_id"], matched, config)
-        for row in models.select(columns).iter_rows(named=True)
-    ]
+    ends = pl.col("exon_ends").list.last().alias("end_bp")
+    seen: set[str] = set()
+    reasons = []
+    for row in models.select("transcript_id", "chromosome", "strands", "lines", ends).iter_rows(named=True):
+        identifier = row["transcript_id"]
+        reason = _placement_reason(row, places, reference) or _expression_reason(identifier, matched, config)
+        if reason is None and identifier in seen:
+            reason = "duplicate_transcript", "the same id on another chromosome was kept"
+        if reason is None:
+            seen.add(identifier)
+        reasons.append(reason)
+    return reasons
 
 
 def _placement_reason(
-    row: Mapping[str, object], places: Mapping[str, set[str]], reference: Reference | None
+    row: Mapping[str, Any], places: Mapping[str, set[str]], reference: Reference | None
 ) -> Reason | None:
     identifier, chromosome = str(row["transcript_id"]), str(row["chromosome"])
-    on_y = chromosome.removeprefix("chr") == "Y" or is_par_y(identifier)
-    if on_y and len(places[without_par(identifier)]) > 1:
+    elsewhere = {_bare(place) for place in places[without_par(identifier)]}
+    if (is_par_y(identifier) and len(elsewhere) > 1) or (_bare(chromosome) == "Y" and "X" in elsewhere):
         return "par_copy", "the same transcript on Y and X: the copy on X is kept"
     if row["lines"] != 1:
         return "duplicate_transcript", f"{row['lines']} transcript lines with this id on {chromosome}"
@@ -124,13 +140,15 @@ def _placement_reason(
         return "several_strands", "exons on both strands"
     if reference is None:
         return None
-    name = reference.resolve(chromosome)
-    if name is None:
+    if reference.resolve(chromosome) is None:
         return "chromosome_not_in_reference", f"{chromosome} is not a sequence of the reference"
-    end_bp = max(row["exon_ends"])  # type: ignore[call-overload]
-    if end_bp > reference.lengths[name]:
-        return "outside_chromosome", f"ends at {end_bp}, {name} has {reference.lengths[name]} bases"
+    if row["end_bp"] > reference.length(chromosome):
+        return "outside_chromosome", f"ends at {row['end_bp']}, past the end of {chromosome} in the reference"
     return None
+
+
+def _bare(chromosome: str) -> str:
+    return chromosome.removeprefix("chr")
 
 
 def _expression_reason(identifier: str, matched: Matches, config: PrepareConfig) -> Reason | None:
@@ -152,7 +170,7 @@ def _table_reasons(table: SequenceTable, reference: Reference | None) -> list[Re
 
 
 def _row_reason(
-    row: Mapping[str, str | None], values: np.ndarray, seen: set[str], reference: Reference | None
+    row: Mapping[str, Any], values: np.ndarray, seen: set[str], reference: Reference | None
 ) -> Reason | None:
     if not row["transcript_id"] or not row["gene_id"]:
         return "without_id", "transcript_id or gene_id is empty"
@@ -164,12 +182,14 @@ def _row_reason(
         return "no_sequence", "neither DNA, RNA nor protein"
     if reference is not None and "tss_bp" in row and reference.resolve(str(row["chromosome"])) is None:
         return "chromosome_not_in_reference", f"{row['chromosome']} is not a sequence of the reference"
+    if reference is not None and int(row.get("tss_bp") or 0) >= reference.length(str(row["chromosome"])):
+        return "outside_chromosome", f"TSS at {row['tss_bp']} is past the end of {row['chromosome']}"
     return None
 
 
 def _table_splits(
     rows: pl.DataFrame, table: SequenceTable, order: Sequence[int], config: PrepareConfig
-) -> list[str]:
+) -> Sequence[str]:
     genes = rows["gene_id"].to_list()
     if config.split.method == "column":
         if table.splits is None:

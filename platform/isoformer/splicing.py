@@ -22,7 +22,6 @@ from isoformer.sequences import (
     genetic_code,
     reverse_complement,
     translate,
-    unknown_fraction,
 )
 
 BrokenCds = Literal["quarantine", "no_protein"]
@@ -164,13 +163,10 @@ def _protein(
         "selenocysteine": found.selenocysteines,
         "alternative_start": int(found.alternative_start),
         **_frame_notes(row, found, bases, code),
-        "protein_x": found.protein.count("X"),
     }
     if found.internal_stops:
         where = ", ".join(str(index + 1) for index in found.internal_stops[:5])
         raise QuarantinedError("internal_stop", f"{len(found.internal_stops)} in the CDS, at residue {where}")
-    if unknown_fraction(bases) == 1:
-        return None, {"protein_unknown": 1}
     return found.protein or None, notes
 
 

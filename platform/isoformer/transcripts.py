@@ -52,27 +52,37 @@ CODE_VERSION: Final = 1
 Runner = Callable[[Sequence[bytes], ShardSettings], list[dict[str, Any]]]
 
 
-def prepare(config: PrepareConfig, root: str, *, run_shards: Runner | None = None) -> Manifest:
+def prepare(
+    config: PrepareConfig,
+    root: str,
+    *,
+    run_shards: Runner | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Manifest:
     """Make the transcripts dataset under `root`, or find that it is already there.
 
-    Ray must be connected by the caller, unless `run_shards` is given (`run_here` does without). InputError
-    for bad input, FingerprintError where `root` holds a dataset of other inputs, StorageError where it cannot
-    be written.
+    Ray must be connected by the caller, unless `run_shards` is given (`run_here` does without). `progress` is
+    told what happens, in a line. InputError for bad input, FingerprintError where `root` holds a dataset of
+    other inputs, StorageError where it cannot be written.
     """
+    say = progress or _silent
     storage = open_storage(root)
     sources = describe_sources(config)
     fingerprint = fingerprint_of(sources, config.content(), CODE_VERSION)
     found = existing_manifest(storage, fingerprint)
     if found is not None:
+        say(f"{root}: the dataset {fingerprint} is already there, made of the same inputs: used as it is")
         return found
     with tempfile.TemporaryDirectory(prefix="isoformer-prepare-") as work:
-        reference_path, reference_digest = _published_reference(config, storage, Path(work))
-        reference = Reference.open(reference_path, config.chromosome_aliases) if reference_path else None
-        plan = plan_rows(config, reference)
-        settings = _settings(config, plan, storage, reference_digest, work)
-        shards = [_ipc_bytes(plan.rows.take(numbers)) for numbers in deal_into_shards(plan.rows, config)]
-        summaries = (run_shards or run_on_ray)(shards, settings)
-    return _publish(storage, config, sources, fingerprint, plan, summaries, reference_digest)
+        path, reference_digest = _published_reference(config, storage, Path(work))
+        plan = plan_rows(config, Reference.open(path, config.chromosome_aliases) if path else None)
+    settings = _settings(config, plan, storage, reference_digest)
+    shards = [_ipc_bytes(plan.rows.take(numbers)) for numbers in deal_into_shards(plan.rows, config)]
+    say(f"{plan.rows.num_rows} transcripts of {plan.rows_in} planned, in {len(shards)} shards")
+    summaries = (run_shards or run_on_ray)(shards, settings)
+    return _publish(
+        storage, _manifest(config, sources, fingerprint, plan, summaries, reference_digest), plan, summaries
+    )
 
 
 def describe_sources(config: PrepareConfig) -> list[Source]:
@@ -121,7 +131,7 @@ def _published_reference(
 
 
 def _settings(
-    config: PrepareConfig, plan: Plan, storage: Storage, reference_digest: str | None, work: str
+    config: PrepareConfig, plan: Plan, storage: Storage, reference_digest: str | None
 ) -> ShardSettings:
     policy = Policy(**{field.name: getattr(config, field.name) for field in fields(Policy)})
     return ShardSettings(
@@ -130,7 +140,7 @@ def _settings(
         policy=policy,
         reference_digest=reference_digest,
         chromosome_aliases=config.chromosome_aliases,
-        cache_dir=config.cache_dir or work,
+        cache_dir=config.cache_dir,
     )
 
 
@@ -141,8 +151,15 @@ def _ipc_bytes(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def _publish(
-    storage: Storage,
+def _silent(_message: str) -> None:
+    pass
+
+
+def _all_quarantined(plan: Plan, summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    return [*plan.quarantined, *(row for summary in summaries for row in summary["quarantined"])]
+
+
+def _manifest(
     config: PrepareConfig,
     sources: list[Source],
     fingerprint: str,
@@ -150,8 +167,7 @@ def _publish(
     summaries: Sequence[Mapping[str, Any]],
     reference_digest: str | None,
 ) -> Manifest:
-    quarantined = [*plan.quarantined, *(row for summary in summaries for row in summary["quarantined"])]
-    manifest = Manifest(
+    return Manifest(
         fingerprint=fingerprint,
         sources=sources,
         config=config.model_dump(mode="json"),
@@ -159,23 +175,34 @@ def _publish(
         label_provenance=config.label_provenance,
         reference_digest=reference_digest,
         chromosome_aliases=config.chromosome_aliases,
-        window_bases=config.dna_window_bases if reference_digest else None,
+        window_bases=config.dna_window_bases if reference_digest else plan.dna_bases,
         shards=[Shard(**{name: summary[name] for name in Shard.model_fields}) for summary in summaries],
-        counts=_counts(plan, summaries, quarantined),
+        counts=_counts(plan, summaries),
     )
+
+
+def _publish(
+    storage: Storage, manifest: Manifest, plan: Plan, summaries: Sequence[Mapping[str, Any]]
+) -> Manifest:
+    """Check that nothing was lost, then write the manifest: from then on the dataset exists."""
     manifest.counts.require_reconciled()
+    quarantined = _all_quarantined(plan, summaries)
     if not manifest.counts.rows_out:
+        first = quarantined[0]
         reasons = ", ".join(f"{reason} {count}" for reason, count in manifest.counts.quarantined.items())
-        raise InputError(f"no transcript is left: {reasons}", allowed="at least one usable transcript")
+        raise InputError(
+            f"no transcript is left ({reasons}); the first: {first['transcript_id']}, {first['detail']}",
+            allowed="at least one usable transcript",
+        )
     _remove_strays(storage, manifest)
     storage.write_bytes(QUARANTINE_KEY, _quarantine_bytes(quarantined))
-    storage.write_bytes(MANIFEST_KEY, manifest.model_dump_json(indent=1).encode())
+    data = manifest.model_dump_json(indent=1).encode()
+    if not storage.write_bytes(MANIFEST_KEY, data, if_absent=True):
+        return existing_manifest(storage, manifest.fingerprint) or manifest
     return manifest
 
 
-def _counts(
-    plan: Plan, summaries: Sequence[Mapping[str, Any]], quarantined: Sequence[Mapping[str, str]]
-) -> Counts:
+def _counts(plan: Plan, summaries: Sequence[Mapping[str, Any]]) -> Counts:
     def summed(name: str) -> dict[str, int]:
         total: Counter[str] = Counter()
         for summary in summaries:
@@ -185,7 +212,7 @@ def _counts(
     return Counts(
         rows_in=plan.rows_in,
         rows_out=sum(summary["transcripts"] for summary in summaries),
-        quarantined=dict(sorted(Counter(row["reason"] for row in quarantined).items())),
+        quarantined=dict(sorted(Counter(row["reason"] for row in _all_quarantined(plan, summaries)).items())),
         status=summed("status"),
         notes=summed("notes"),
         splits=summed("splits"),

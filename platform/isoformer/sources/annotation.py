@@ -10,6 +10,7 @@ A stop codon belongs to the CDS (GFF3 counts it in, GTF leaves it out): it is jo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,26 +69,28 @@ def read_annotation(path: str | Path) -> Annotation:
     """
     source = existing_file(path, "annotation")
     flavour: Flavour | None = None
-    parts, heads, genes, lines = [], [], [], 0
+    parts, heads, genes = [], [], []
+    counts: Counter[str] = Counter()
     for block in _blocks(source):
         flavour = flavour or _flavour(block, source)
-        lines += len(block)
+        counts["lines"] += len(block)
         checked = _with_coordinates(block, source)
-        parts.append(_parts(checked, flavour))
+        made, left_out = _parts(checked, flavour)
+        parts.append(made)
+        counts.update(left_out)
         heads.append(_heads(checked, flavour))
         if flavour == "gff3":
             genes.append(_gff3_genes(checked))
-    if not lines:
+    if not counts["lines"]:
         raise InputError("annotation has no feature lines", file=source)
     assembled = _assembled(pl.concat(parts), pl.concat(heads), pl.concat(genes) if genes else None)
     if assembled.is_empty():
         raise InputError(
             "annotation has no exons of transcripts", file=source, allowed="GTF or GFF3 with exon features"
         )
-    counts = {"lines": lines, "transcripts": len(assembled)}
-    return Annotation(
-        assembled, {**counts, "coding": assembled.filter(pl.col("cds_starts").is_not_null()).height}
-    )
+    counts["transcripts"] = len(assembled)
+    counts["coding"] = assembled["cds_starts"].drop_nulls().len()
+    return Annotation(assembled, dict(counts))
 
 
 def _blocks(source: Path) -> Iterator[pl.DataFrame]:
@@ -188,8 +191,10 @@ def _attribute(flavour: Flavour, *names: str) -> pl.Expr:
     return pl.coalesce([pl.col("attributes").str.extract(pattern.format(name)) for name in names])
 
 
-def _parts(block: pl.DataFrame, flavour: Flavour) -> pl.DataFrame:
-    chosen = block.filter(pl.col("feature").is_in(PARTS) & pl.col("strand").is_in(["+", "-"]))
+def _parts(block: pl.DataFrame, flavour: Flavour) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Lines that make up transcripts, and how many such lines say no strand or no transcript."""
+    wanted = block.filter(pl.col("feature").is_in(PARTS))
+    chosen = wanted.filter(pl.col("strand").is_in(["+", "-"]))
     if flavour == "gtf":
         keys = chosen.with_columns(
             _attribute("gtf", "transcript_id").alias("transcript_id"),
@@ -199,16 +204,14 @@ def _parts(block: pl.DataFrame, flavour: Flavour) -> pl.DataFrame:
         parents = _attribute("gff3", "Parent").str.split(",")
         keys = chosen.with_columns(parents.alias("transcript_id"), pl.lit(None, pl.String).alias("gene_id"))
         keys = keys.explode("transcript_id").with_columns(_bare(pl.col("transcript_id")))
-    return keys.filter(pl.col("transcript_id").is_not_null()).select(
-        "transcript_id",
-        "chromosome",
-        "gene_id",
-        "feature",
-        "strand",
-        "start_bp",
-        "end_bp",
-        pl.col("frame").cast(pl.Int8, strict=False),
-    )
+    named = keys.filter(pl.col("transcript_id").fill_null("") != "")
+    left_out = {
+        "lines_without_strand": wanted.height - chosen.height,
+        "lines_without_transcript": keys.height - named.height,
+    }
+    columns = ("transcript_id", "chromosome", "gene_id", "feature", "strand", "start_bp", "end_bp")
+    parts = named.select(*columns, pl.col("frame").cast(pl.Int8, strict=False))
+    return parts, {reason: count for reason, count in left_out.items() if count}
 
 
 def _heads(block: pl.DataFrame, flavour: Flavour) -> pl.DataFrame:

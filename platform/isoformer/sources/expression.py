@@ -48,8 +48,14 @@ def read_expression(
                 field="sample_tissues",
                 allowed="a table with the columns SAMPID and SMTSD",
             )
-        return read_gct(path, sample_tissues)
+        return _chosen(read_gct(path, sample_tissues), targets, path)
     return _read_wide(path, targets)
+
+
+def _chosen(expression: Expression, targets: Sequence[str] | None, path: str | Path) -> Expression:
+    names = choose_targets(expression.target_names, targets, (), path)
+    columns = [expression.target_names.index(name) for name in names]
+    return Expression(expression.transcript_ids, expression.tpm[:, columns], names, expression.counts)
 
 
 def log1p_targets(tpm: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

@@ -18,10 +18,10 @@ from typing import IO, TYPE_CHECKING, Any, Self
 from isoformer.errors import InputError
 from isoformer.sequences import reverse_complement
 from isoformer.sources.files import chunks, existing_file, is_bgzip, open_bytes
+from isoformer.storage import LocalStorage, Storage
 
 if TYPE_CHECKING:
     from isoformer.manifest import Manifest
-    from isoformer.storage import Storage
 
 INDEX_SUFFIXES = ("", ".fai", ".gzi")
 _NOT_ACGT_TO_N = str.maketrans(
@@ -62,6 +62,10 @@ class Reference:
         """The file's own name of a chromosome, or None where the file has no such sequence."""
         return next((name for name in _spellings(chromosome, self._aliases) if name in self._lengths), None)
 
+    def length(self, chromosome: str) -> int:
+        """Bases of a chromosome; 0 where the file has no such sequence."""
+        return self._lengths.get(self.resolve(chromosome) or "", 0)
+
     def fetch(self, chromosome: str, start_bp: int, end_bp: int, strand: str = "+") -> str:
         """Bases [start_bp, end_bp) of the plus strand, read on `strand`; N outside the chromosome.
 
@@ -94,8 +98,8 @@ def build_reference(paths: Sequence[str | Path], folder: Path) -> tuple[Path, st
     os.close(descriptor)
     temporary = Path(name)
     try:
-        digest = _recompress(paths, temporary)
-        _index(temporary, paths)
+        digest, headers = _recompress(paths, temporary)
+        _index(temporary, paths, headers)
         target = folder / f"{digest}.fa.gz"
         for suffix in reversed(INDEX_SUFFIXES):
             os.replace(f"{temporary}{suffix}", f"{target}{suffix}")
@@ -110,9 +114,11 @@ def reference_key(digest: str) -> str:
     return f"reference/{digest}.fa.gz"
 
 
-def open_dataset_reference(storage: Storage, manifest: Manifest, cache_dir: str | Path) -> Reference:
-    """The reference of a prepared dataset, copied once per node into `cache_dir` under a file lock, and
-    opened.
+def open_dataset_reference(
+    storage: Storage, manifest: Manifest, cache_dir: str | Path | None = None
+) -> Reference:
+    """The reference of a prepared dataset; see `open_stored_reference`. InputError where it brings its own
+    DNA.
     """
     if manifest.reference_digest is None:
         raise InputError("this dataset brings its own DNA: it has no reference", file=storage.uri)
@@ -120,12 +126,20 @@ def open_dataset_reference(storage: Storage, manifest: Manifest, cache_dir: str 
 
 
 def open_stored_reference(
-    storage: Storage, digest: str, cache_dir: str | Path, aliases: Mapping[str, str] | None = None
+    storage: Storage,
+    digest: str,
+    cache_dir: str | Path | None = None,
+    aliases: Mapping[str, str] | None = None,
 ) -> Reference:
-    """As `open_dataset_reference`, while the manifest is still to be written."""
+    """Open a root's reference: where it lies on a local root, else copied once a node, under a file lock.
+
+    `cache_dir` null: `isoformer-reference` in the system's temporary folder, shared by all runs of the node.
+    """
     from filelock import FileLock
 
-    cache = Path(cache_dir)
+    if isinstance(storage, LocalStorage):
+        return Reference.open(storage.root / reference_key(digest), aliases)
+    cache = Path(cache_dir or Path(tempfile.gettempdir(), "isoformer-reference"))
     cache.mkdir(parents=True, exist_ok=True)
     target = cache / f"{digest}.fa.gz"
     with FileLock(f"{target}.lock"):
@@ -144,31 +158,34 @@ def _spellings(chromosome: str, aliases: Mapping[str, str]) -> Iterable[str]:
     yield from ("chrM", "MT", "M", "chrMT") if bare in {"M", "MT"} else (bare, f"chr{bare}")
 
 
-def _recompress(paths: Sequence[str | Path], target: Path) -> str:
+def _recompress(paths: Sequence[str | Path], target: Path) -> tuple[str, int]:
+    """Write one bgzip file; return the digest of the text and the number of header lines."""
     import pysam
 
     sources = [existing_file(path, "reference") for path in paths]
     digest = hashlib.blake2b(digest_size=16)
     if len(sources) == 1 and is_bgzip(sources[0]):
         with open_bytes(sources[0]) as file:
-            _copy_fasta(file, sources[0], digest, None)
+            headers = _copy_fasta(file, sources[0], digest, None)
         shutil.copyfile(sources[0], target)
-        return digest.hexdigest()
+        return digest.hexdigest(), headers
+    headers = 0
     with pysam.BGZFile(str(target), "wb", None) as out:
         for source in sources:
             with open_bytes(source) as file:
-                _copy_fasta(file, source, digest, out)
-    return digest.hexdigest()
+                headers += _copy_fasta(file, source, digest, out)
+    return digest.hexdigest(), headers
 
 
-def _copy_fasta(file: IO[bytes], source: Path, digest: Any, out: Any | None) -> None:
-    last = b""
+def _copy_fasta(file: IO[bytes], source: Path, digest: Any, out: Any | None) -> int:
+    last, headers = b"", 0
     for chunk in chunks(file):
         if not last and not chunk.startswith(b">"):
             first = chunk[:20].decode("ascii", "replace")
             raise InputError(
                 "is not FASTA", file=source, line=1, value=first, allowed="a line starting with '>'"
             )
+        headers += ((last[-1:] or b"\n") + chunk).count(b"\n>")
         last = chunk
         digest.update(chunk)
         if out is not None:
@@ -177,23 +194,35 @@ def _copy_fasta(file: IO[bytes], source: Path, digest: Any, out: Any | None) -> 
         digest.update(b"\n")
         if out is not None:
             out.write(b"\n")
+    return headers
 
 
-def _index(fasta: Path, paths: Sequence[str | Path]) -> None:
+def _index(fasta: Path, paths: Sequence[str | Path], headers: int) -> None:
     import pysam
     from pysam.utils import SamtoolsError
 
-    names = ", ".join(str(path) for path in paths)
     try:
         pysam.faidx(str(fasta), catch_stdout=False)
     except SamtoolsError as error:
-        raise InputError(f"cannot be indexed as FASTA ({str(error).strip()})", file=names) from None
-    index = Path(f"{fasta}.fai").read_text(encoding="utf-8").splitlines()
-    seen: set[str] = set()
-    for name in (line.split("\t", 1)[0] for line in index):
-        if name in seen:
-            raise InputError("sequence is there twice", file=names, record=name)
-        seen.add(name)
+        files = ", ".join(str(path) for path in paths)
+        raise InputError(f"cannot be indexed as FASTA ({str(error).strip()})", file=files) from None
+    if len(Path(f"{fasta}.fai").read_text(encoding="utf-8").splitlines()) != headers:
+        raise _named_twice(paths)  # the indexer keeps the first of the two without an error
+
+
+def _named_twice(paths: Sequence[str | Path]) -> InputError:
+    seen: dict[bytes, Path] = {}
+    for path in map(Path, paths):
+        with open_bytes(path) as file:
+            for name in (
+                line[1:].split()[0] for line in file if line.startswith(b">") and line.strip() != b">"
+            ):
+                if name in seen:
+                    return InputError(
+                        f"sequence is there twice, first in {seen[name]}", file=path, record=name.decode()
+                    )
+                seen[name] = path
+    return InputError("a sequence has no name", file=", ".join(map(str, paths)), allowed=">name")
 
 
 def _some(names: Iterable[str], limit: int = 8) -> str:
