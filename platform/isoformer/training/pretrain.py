@@ -62,6 +62,7 @@ class PretrainConfig(FrozenConfig):
     held_out_splits: tuple[Split, ...] = ("test",)
     exclude_genes: str | None = Field(default=None, description="file of more genes to leave out, one a line")
     genome_windows: int = Field(default=0, ge=0, description="DNA: random windows beside those around TSSs")
+    source_notes: tuple[str, ...] = Field(default=(), description="sources and licences, for the model card")
     workers: int = Field(default=1, ge=1)
     cpus_per_worker: float = Field(default=1, gt=0)
     cache_dir: str | None = Field(default=None, description="for the reference; null: a temporary folder")

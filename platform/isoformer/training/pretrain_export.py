@@ -74,7 +74,8 @@ def model_card(
     counts = "\n".join(
         f"- {reason.replace('_', ' ')}: {number:,}" for reason, number in corpus.counts.items()
     )
-    sources = "\n".join(f"- `{source}`" for source in corpus.sources)
+    files = [f"`{source}`" for source in corpus.sources]
+    sources = "\n".join(f"- {line}" for line in [*files, *facts["source_notes"]])
     unit = "residue" if modality == "protein" else "6-mer token"
     return f"""# {name}
 

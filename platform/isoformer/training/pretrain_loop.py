@@ -121,7 +121,7 @@ def fit(
     losses: list[float] = []
     started = time.monotonic() - progress.seconds
     for batch in _batches_from(source, progress, rank, world_size):
-        progress.seconds = time.monotonic() - started
+        progress.seconds = _agreed(time.monotonic() - started, world_size)
         done = _done(config, progress)
         if done >= 1:
             break
@@ -211,6 +211,15 @@ def _batches_from(
 def _done(config: Schedule, progress: Progress) -> float:
     by_time = progress.seconds / (60 * config.max_minutes) if config.max_minutes else 0.0
     return max(progress.step / config.steps, by_time)
+
+
+def _agreed(seconds: float, world_size: int) -> float:
+    """The longest time of any rank: all stop at the same step."""
+    if world_size == 1:
+        return seconds
+    longest = torch.tensor(seconds, dtype=torch.float64)
+    torch.distributed.all_reduce(longest, op=torch.distributed.ReduceOp.MAX)
+    return float(longest)
 
 
 def _step(
