@@ -68,6 +68,7 @@ def _init_arguments(config: RayConfig, address: str | None) -> dict[str, Any]:
     if address:
         return {"address": address, **common}
     local = {
+        "address": "local",  # never a cluster that somebody else left in this machine's global file
         "num_cpus": config.num_cpus,
         "include_dashboard": False,
         "object_store_memory": config.object_store_mb << 20,
