@@ -90,5 +90,5 @@ def test_failed_trials_keep_their_error_and_pruned_ones_their_best_score(tmp_pat
     study.tell(pruned, state=optuna.trial.TrialState.PRUNED)
     rows = trial_rows(study)
     assert (rows[0].state, rows[0].error) == ("failed", "ValueError: no")
-    assert (rows[1].state, rows[1].score, rows[1].epochs) == ("pruned", 0.3, 3)
+    assert (rows[1].state, rows[1].value, rows[1].epochs) == ("pruned", 0.3, 3)
     assert count_done(study) == 2

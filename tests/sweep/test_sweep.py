@@ -40,7 +40,7 @@ def test_a_sweep_finds_tracks_and_writes_down(ray_local: None, shared: SharedDat
     assert len(result.trials) == len(seen) == 8
     assert {row.state for row in result.trials} <= {"complete", "pruned"}
     assert result.best is not None and result.best_trial is not None
-    assert result.best_trial.score == max(row.score or -9 for row in result.trials if row.state == "complete")
+    assert result.best_trial.value == max(row.value or -9 for row in result.trials if row.state == "complete")
     assert build(TrainConfig, load_yaml(folder / "best.yaml")) == result.best
     written = json.loads((folder / "trials.json").read_text())
     assert written["best"] == result.best_trial.number and len(written["trials"]) == 8
@@ -64,7 +64,7 @@ def check_tracked(tracking: TrackingConfig, rows: list[TrialRow]) -> None:
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = {run.data.tags["isoformer.run"]: run for run in runs if run not in parents}
     assert len(parents) == 1 and parents[0].data.metrics["best_score"] == max(
-        row.score for row in rows if row.state == "complete" and row.score is not None
+        row.value for row in rows if row.state == "complete" and row.value is not None
     )
     assert set(children) == {row.run for row in rows}
     for row in rows:
@@ -146,7 +146,7 @@ def test_a_killed_driver_is_resumed_without_repeating_or_losing_a_trial(
     result = sweep(config, base, str(tmp_path), tracking=QUIET, data=shared, resume=True)
     states = Counter(row.state for row in result.trials)
     assert states["complete"] == 10 and set(states) <= {"complete", "interrupted"}
-    after = {row.number: (row.state, row.score, row.params) for row in result.trials}
+    after = {row.number: (row.state, row.value, row.params) for row in result.trials}
     assert before.items() <= after.items(), "finished trials are the same"
     for row in result.trials:
         if row.state == "interrupted":

@@ -204,8 +204,8 @@ def _tags(shared: SharedData) -> dict[str, str]:
 
 def _result(study: optuna.Study, searcher: StudySearcher, config: SweepConfig, folder: Path) -> SweepResult:
     rows = trial_rows(study)
-    complete = [row for row in rows if row.state == "complete" and row.score is not None]
-    best = max(complete, key=lambda row: row.score or 0.0, default=None)
+    complete = [row for row in rows if row.state == "complete" and row.value is not None]
+    best = max(complete, key=lambda row: row.value or 0.0, default=None)
     return SweepResult(
         study=config.study,
         metric=config.metric,
@@ -230,8 +230,8 @@ def _write(result: SweepResult, storage: Storage, *, local: bool) -> None:
 def _close_parent(result: SweepResult, run: str, tracker: Tracker) -> None:
     counts = Counter(row.state for row in result.trials)
     metrics = {f"trials_{state}": float(count) for state, count in counts.items()}
-    if result.best_trial is not None and result.best_trial.score is not None:
-        metrics["best_score"] = result.best_trial.score
+    if result.best_trial is not None and result.best_trial.value is not None:
+        metrics["best_score"] = result.best_trial.value
     tracker.log_metrics(run, metrics)
     tracker.log_text(run, json.dumps(result.to_json(), indent=1), "trials.json")
     if result.best is not None:

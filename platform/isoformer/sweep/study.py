@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -27,11 +28,11 @@ DONE = frozenset({"complete", "pruned", "failed"})
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One trial as tables and reports show it. `score` is the best validation score it reached."""
+    """One trial as tables and reports show it. `value` is the best validation score it reached."""
 
     number: int
     state: TrialState
-    score: float | None
+    value: float | None
     params: dict[str, Any]
     epochs: int
     seconds: float | None
@@ -95,7 +96,7 @@ def importances(study: optuna.Study) -> dict[str, float]:
         return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return {name: float(value) for name, value in found.items()}
+    return {name: float(value) for name, value in found.items() if math.isfinite(value)}
 
 
 def open_study_line(path: Path) -> str:
@@ -115,7 +116,7 @@ def _row(trial: optuna.trial.FrozenTrial, interrupted: set[int]) -> TrialRow:
     return TrialRow(
         number=trial.number,
         state="interrupted" if _is_interrupted(trial, interrupted) else state[trial.state.name],
-        score=trial.value if trial.value is not None else _best_intermediate(trial),
+        value=trial.value if trial.value is not None else _best_intermediate(trial),
         params=dict(trial.params),
         epochs=len(trial.intermediate_values),
         seconds=attributes.get("seconds"),

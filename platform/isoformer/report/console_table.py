@@ -1,0 +1,43 @@
+"""A score table for the terminal, as the demo and `isoformer evaluate` print it at their end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from isoformer.scores import Score, ScoreTable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def print_table(table: ScoreTable, console: Console, *, title: str = "Scores") -> None:
+    """R², Spearman and Pearson with intervals a row; protocol and labels below: no score stands bare."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(title=title, title_justify="left", title_style="bold", box=None)
+    for column in ("from", "method", "encoders", "weights"):
+        shown.add_column(column, overflow="fold")
+    for column in ("R²", "Spearman", "Pearson"):
+        shown.add_column(f"{column} [95%]", justify="right", no_wrap=True)
+    for row in table.rows:
+        cells = [row.name, row.method, ", ".join(row.encoders.values()) or "-", row.trained]
+        cells += [score_text(score) for score in (row.r2, row.spearman, row.pearson)]
+        shown.add_row(*(Text(cell) for cell in cells))
+    console.print(shown)
+    labels = "; ".join(dict.fromkeys(row.label_provenance for row in table.rows))
+    size = (
+        f"{table.rows[0].transcripts} transcripts of {table.rows[0].genes} genes" if table.rows else "no rows"
+    )
+    console.print(Text(f"  {table.protocol}; {size}; target {table.target_unit}"))
+    console.print(Text(f"  labels: {labels}"))
+
+
+def score_text(score: Score) -> str:
+    """`0.312 [0.250, 0.371]`, and what is undefined said so."""
+    if score.value is None:
+        return "undefined"
+    spread = f" ± {score.sd:.3f}" if score.sd is not None else ""
+    if score.low is None or score.high is None:
+        return f"{score.value:.3f}{spread}"
+    return f"{score.value:.3f}{spread} [{score.low:.3f}, {score.high:.3f}]"

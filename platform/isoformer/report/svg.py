@@ -1,0 +1,87 @@
+"""matplotlib drawings as inline SVG whose colours are the page's CSS variables.
+
+Text stays text, ids are unique across the page, and nothing is rastered. Figures are narrow, so that a phone
+shows them whole.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from markupsafe import Markup, escape
+
+Figure = Any  # matplotlib is imported where it is used, and its keyword types refuse a dict of settings
+Axes = Any
+
+WIDTH_INCHES = 5.0
+COLOURS = {
+    "ink": "#010101",
+    "muted": "#020202",
+    "line": "#030303",
+    "accent": "#040404",
+    "second": "#050505",
+    "soft": "#060606",
+}
+"""Stand-ins that matplotlib writes into the SVG; each becomes `var(--name)`, so dark mode costs nothing."""
+SETTINGS: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.parse_math": False,
+    "text.color": COLOURS["ink"],
+    "axes.edgecolor": COLOURS["line"],
+    "axes.labelcolor": COLOURS["ink"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": COLOURS["line"],
+    "grid.linewidth": 0.6,
+    "xtick.color": COLOURS["line"],
+    "ytick.color": COLOURS["line"],
+    "xtick.labelcolor": COLOURS["ink"],
+    "ytick.labelcolor": COLOURS["ink"],
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
+
+
+@contextmanager
+def canvas(height_inches: float, name: str) -> Iterator[tuple[Figure, Axes]]:
+    """A figure with axes, in the page's style for the length of the block. `name` makes ids unique."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    settings: Any = {**SETTINGS, "svg.hashsalt": name}
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained", label=name)
+        FigureCanvasSVG(figure)
+        yield figure, figure.add_subplot()
+
+
+def legend_above(axes: Axes) -> None:
+    """What has a label, in one line over the axes."""
+    handles, _ = axes.get_legend_handles_labels()
+    if handles:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(handles), borderaxespad=0.2)
+
+
+def to_svg(figure: Figure, description: str) -> Markup:
+    """The figure as an <svg> element with a text alternative. Call it within `canvas`."""
+    out = io.StringIO()
+    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\b(id="|xlink:href="#)|(url\(#)', rf"\g<0>{figure.get_label()}-", text)
+    text = re.sub(r"font: ([^;\"]*?)'[^;\"]*", r"font: \1inherit", text)
+    for role, colour in COLOURS.items():
+        text = text.replace(colour, f"var(--{role})")
+    for attribute in ("height", "width"):
+        text = re.sub(rf'(<svg[^>]*?) {attribute}="[^"]*"', r"\1", text, count=1)
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1))
