@@ -77,10 +77,9 @@ def _init_arguments(config: RayConfig, address: str | None) -> dict[str, Any]:
 
 
 def _quiet_environment() -> None:
-    """Loopback only, token authentication, no usage statistics; what the user has set is kept."""
+    """Loopback only, no usage statistics; what the user has set is kept. Ray asks for a token by itself."""
     for name, value in {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_BACKEND_LOG_LEVEL": "fatal",
         "RAY_DEDUP_LOGS": "1",
