@@ -81,7 +81,8 @@ def _gene(gene: int, rng: random.Random, reference: Reference, window_bases: int
             {
                 **place, "transcript_id": f"T{gene}.{isoform}", "gene_id": f"G{gene}",
                 "gene_name": f"gene{gene}", "biotype": "protein_coding" if protein else "lncRNA",
-                "split": SPLITS[gene % 3], "dna": None, "dna_digest": dna_digest, "rna": rna, "rna_digest": sequence_digest(rna), "protein": protein,
+                "split": SPLITS[gene % 3], "dna": None, "dna_digest": dna_digest,
+                "rna": rna, "rna_digest": sequence_digest(rna), "protein": protein,
                 "protein_digest": sequence_digest(protein) if protein else None, "five_utr_bases": 10,
                 "cds_bases": 3 * len(protein or ""), "three_utr_bases": 10, "status": "ok", "notes": "",
                 "targets": [float(gene % 7), rng.random()], "target_mask": [True, True],

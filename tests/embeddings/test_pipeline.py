@@ -21,7 +21,7 @@ from isoformer.embeddings.admin import verify
 from isoformer.embeddings.pipeline import EmbedProgress, EmbedReport, embed
 from isoformer.embeddings.plan import plan
 from isoformer.embeddings.store import EmbeddingDataset
-from isoformer.errors import StorageError
+from isoformer.errors import InputError
 from isoformer.manifest import read_manifest
 from isoformer.sources.reference import reference_key
 from isoformer.storage import open_storage
@@ -137,7 +137,6 @@ def test_a_worker_s_error_arrives_as_it_was_raised(ray_local: None, tmp_path: Pa
     storage = open_storage(root)
     key = reference_key(str(read_manifest(storage).reference_digest))
     storage.delete(key)
-    config = CONFIG.edited(cache_dir=str(tmp_path / "cache"))
-    with pytest.raises(StorageError, match=r"reference/\w+\.fa\.gz: cannot be read: there is no such file$"):
-        embed(config, root)
+    with pytest.raises(InputError, match=r"reference/\w+\.fa\.gz: reference file does not exist$"):
+        embed(CONFIG, root)
     assert not [key for key in storage.list("embeddings/") if key.endswith("manifest.json")]

@@ -16,7 +16,14 @@ from isoformer.embeddings.plan import Plan, plan
 from isoformer.embeddings.profile import read_profile
 from isoformer.embeddings.shard_sequences import TranscriptsSource, require_fit, tokenise
 from isoformer.embeddings.store import read_footer
-from isoformer.embeddings.workers import EncodeActor, WorkerSettings, summary_of, tokenise_work, work_table
+from isoformer.embeddings.workers import (
+    EncodeActor,
+    ShardSummary,
+    WorkerSettings,
+    summary_of,
+    tokenise_work,
+    work_table,
+)
 from isoformer.encoders.registry import EncoderChoice, get_spec
 from isoformer.errors import ConfigError, EncoderError, FingerprintError, StorageError
 from isoformer.manifest import read_manifest
@@ -34,12 +41,12 @@ def root(tmp_path: Path) -> str:
     return str(tmp_path / "root")
 
 
-def do_work(planned: Plan, count: int | None = None) -> list[str]:
+def do_work(planned: Plan, count: int | None = None) -> list[ShardSummary]:
     """The workers' part, without Ray."""
     choices = [group.choice for group in planned.groups]
     actor = EncodeActor(WorkerSettings(planned.uri, choices, "cpu", "f16", 2048, 1))
     return [
-        actor(tokenise_work(work_table(item), planned.source, choices))["summary"][0].as_py()
+        summary_of(actor(tokenise_work(work_table(item), planned.source, choices)).to_pylist()[0])
         for item in planned.work[:count]
     ]
 
@@ -58,7 +65,7 @@ def test_resume_is_a_set_difference(root: str) -> None:
     planned = plan(RNA, root)
     tokens = [item.tokens for item in planned.work]
     assert tokens == sorted(tokens, reverse=True)  # long first
-    summary = summary_of(do_work(planned, 1)[0])
+    summary = do_work(planned, 1)[0]
     again = plan(RNA, root)
     assert {item.shard for item in again.work} == {0, 1, 2} - {summary.shard}
     assert again.encoders[0].shards_present == 1
@@ -85,9 +92,9 @@ def test_shards_of_other_transcripts_are_never_reused(root: str, tmp_path: Path)
 def test_quarantine_is_counted_and_listed(root: str) -> None:
     config = EmbedConfig(encoders=(EncoderJob(name="composition-protein"),))
     planned = plan(config, root)
-    summaries = [summary_of(text) for text in do_work(planned)]
-    assert sum(summary.quarantined.get("no_valid_letter", 0) for summary in summaries) == 1
     key = next(iter(planned.groups[0].keys.values()))
+    quarantined = [summary.entries[key]["quarantined"] for summary in do_work(planned)]
+    assert sum(reasons.get("no_valid_letter", 0) for reasons in quarantined) == 1
     footer = read_footer(open_storage(root), f"embeddings/protein/{key}/shard-00000.parquet")
     assert list(footer.quarantined.values()) == ["no_valid_letter"]
     assert not set(footer.quarantined) & set(tokenise(planned.source, 0, planned.groups[0].choice).digests)

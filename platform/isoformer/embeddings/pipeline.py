@@ -29,7 +29,7 @@ from isoformer.embeddings.workers import (
     tokenise_work,
     work_table,
 )
-from isoformer.errors import ClusterError, IsoformerError
+from isoformer.errors import ClusterError
 from isoformer.schema import SCHEMA_VERSION, Modality
 from isoformer.storage import open_storage
 
@@ -133,7 +133,7 @@ def _run(config: EmbedConfig, planned: Plan, nodes: int) -> Iterator[ShardSummar
             batch_size=None, batch_format="pyarrow", prefetch_batches=0
         )
         for table in tables:
-            yield from (summary_of(text) for text in table["summary"].to_pylist())
+            yield from (summary_of(row) for row in table.to_pylist())
 
 
 def _progress(planned: Plan, summaries: Sequence[ShardSummary], seconds: float) -> EmbedProgress:
@@ -289,23 +289,10 @@ def _quiet_ray_data() -> Iterator[None]:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """A worker's own error as it was raised there, without the cluster's tracebacks around it."""
+    """What only Ray can say (no room for an actor, a node lost for good, a bug in a worker), in one error."""
     from ray.exceptions import RayError
 
     try:
         yield
     except RayError as error:
-        raise _cause(error) from error
-
-
-def _cause(error: BaseException) -> Exception:
-    """The first of our own errors in the chain of a cluster error; Ray's mixed classes are not ours."""
-    from ray.exceptions import RayError
-
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, IsoformerError) and not isinstance(seen, RayError):
-            return seen
-        inner = getattr(seen, "cause", None)
-        seen = inner if isinstance(inner, BaseException) else seen.__cause__
-    return ClusterError(f"the embedding workers failed: {str(error).strip().splitlines()[-1]}")
+        raise ClusterError(f"the embedding workers failed: {error}") from error

@@ -77,6 +77,10 @@ class TokenizedShard:
     quarantined: dict[str, str] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
+    @classmethod
+    def empty(cls) -> Self:
+        return cls([], np.empty(0, np.int32), np.zeros(1, np.int64))
+
     def lengths(self) -> NDArray[np.int64]:
         return np.diff(self.offsets)
 

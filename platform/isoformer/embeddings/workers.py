@@ -13,12 +13,13 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
 
+from isoformer import errors
 from isoformer.embeddings.encode import EncodedShard, TokenBudget, encode_shard
 from isoformer.embeddings.plan import ShardWork
 from isoformer.embeddings.profile import hardware
@@ -27,6 +28,7 @@ from isoformer.embeddings.shard_sequences import TokenizedShard, TranscriptsSour
 from isoformer.embeddings.store import ShardEntry, write_shard
 from isoformer.encoders.registry import EncoderChoice, load_encoder
 from isoformer.encoders.spec import Encoder
+from isoformer.errors import IsoformerError
 from isoformer.storage import open_storage
 
 
@@ -51,7 +53,6 @@ class ShardSummary:
     entries: dict[str, ShardEntry]
     sequences: int
     tokens: int
-    quarantined: dict[str, int]
     started_at: float
     encode_seconds: float
     write_seconds: float
@@ -69,20 +70,19 @@ def work_table(work: ShardWork) -> pa.Table:
 def tokenise_work(table: pa.Table, source: TranscriptsSource, choices: Sequence[EncoderChoice]) -> pa.Table:
     """The row, with its shard's distinct sequences as token ids laid end to end."""
     work = _work(table)
-    shard = tokenise(source, work.shard, choices[work.encoder])
-    columns = {
-        "work": table["work"].combine_chunks(),
-        "digests": pa.array([shard.digests], pa.list_(pa.string())),
-        "token_ids": pa.array([shard.token_ids.tobytes()], pa.large_binary()),
-        "offsets": pa.array([shard.offsets.tobytes()], pa.large_binary()),
-        "notes": pa.array([json.dumps([shard.quarantined, shard.counts])]),
-    }
-    return pa.table(columns)
+    try:
+        shard = tokenise(source, work.shard, choices[work.encoder])
+    except IsoformerError as error:
+        return _tokenised(table, TokenizedShard.empty(), _told(error))
+    return _tokenised(table, shard, None)
 
 
-def summary_of(text: str) -> ShardSummary:
-    """A summary from the JSON that an actor returned."""
-    return ShardSummary(**json.loads(text))
+def summary_of(row: Mapping[str, str | None]) -> ShardSummary:
+    """The summary in an actor's row; where the worker met an error, it is raised here."""
+    if row["error"] is not None:
+        kind, text = json.loads(row["error"])
+        raise getattr(errors, kind)(text)
+    return ShardSummary(**json.loads(str(row["summary"])))
 
 
 class EncodeActor:
@@ -98,7 +98,15 @@ class EncodeActor:
         self._loaded: tuple[int, Encoder, TokenBudget] | None = None
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        work, shard = _work(table), _shard(table)
+        error = table["error"][0].as_py()
+        if error is not None:
+            return _result(None, error)
+        try:
+            return _result(self._encode_and_write(_work(table), _shard(table)), None)
+        except IsoformerError as found:
+            return _result(None, _told(found))
+
+    def _encode_and_write(self, work: ShardWork, shard: TokenizedShard) -> ShardSummary:
         with self._lock:
             started_at, started = time.time(), time.perf_counter()
             encoder, budget = self._encoder(work.encoder)
@@ -108,13 +116,12 @@ class EncodeActor:
             encode_seconds = time.perf_counter() - started
         started = time.perf_counter()
         entries = self._write(work, shard, encoded)
-        summary = ShardSummary(
+        return ShardSummary(
             encoder=work.encoder,
             shard=work.shard,
             entries=entries,
             sequences=len(shard.digests),
             tokens=len(shard.token_ids),
-            quarantined=next(iter(entries.values()))["quarantined"],
             started_at=started_at,
             encode_seconds=encode_seconds,
             write_seconds=time.perf_counter() - started,
@@ -123,7 +130,6 @@ class EncodeActor:
             hardware=hardware(self._settings.device),
             worker=f"{socket.gethostname()}:{os.getpid()}",
         )
-        return pa.table({"summary": [json.dumps(asdict(summary))]})
 
     def _encoder(self, index: int) -> tuple[Encoder, TokenBudget]:
         import torch
@@ -142,6 +148,29 @@ class EncodeActor:
             )
             for header in work.missing
         }
+
+
+def _tokenised(table: pa.Table, shard: TokenizedShard, error: str | None) -> pa.Table:
+    return pa.table(
+        {
+            "work": table["work"].combine_chunks(),
+            "digests": pa.array([shard.digests], pa.list_(pa.string())),
+            "token_ids": pa.array([shard.token_ids.tobytes()], pa.large_binary()),
+            "offsets": pa.array([shard.offsets.tobytes()], pa.large_binary()),
+            "notes": pa.array([json.dumps([shard.quarantined, shard.counts])]),
+            "error": pa.array([error], pa.string()),
+        }
+    )
+
+
+def _result(summary: ShardSummary | None, error: str | None) -> pa.Table:
+    text = json.dumps(asdict(summary)) if summary else None
+    return pa.table({"summary": pa.array([text], pa.string()), "error": pa.array([error], pa.string())})
+
+
+def _told(error: IsoformerError) -> str:
+    """The error as data: raised through Ray, it would arrive as a page of tracebacks without its class."""
+    return json.dumps([type(error).__name__, str(error)])
 
 
 def _work(table: pa.Table) -> ShardWork:
