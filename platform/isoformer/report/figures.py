@@ -41,7 +41,7 @@ def tissue_bars(evaluation: Evaluation, intervals: Mapping[str, Mapping[str, Int
             style = {"color": COLOURS["second"], "markersize": 3.5, "label": f"ridge on {baseline.name}"}
             axes.plot([others[tissue] for tissue in known], known, "D", **style)
         _rows(axes, len(tissues))
-        axes.set_xlabel("R² over held-out transcripts, 95% interval over genes")
+        axes.set_xlabel("R² over held-out transcripts")
         legend_above(axes)
         return to_svg(figure, f"R² of the model in {len(tissues)} tissues")
 
@@ -60,7 +60,7 @@ def score_dots(table: ScoreTable, score: str, title: str) -> Markup | None:
         if axes.get_xlim()[0] < LEFT_EDGE:
             axes.set_xlim(left=LEFT_EDGE)
         _rows(axes, len(rows))
-        axes.set_xlabel(f"{title}, mean over tissues, 95% interval over genes")
+        axes.set_xlabel(f"{title}, mean over tissues")
         return to_svg(figure, f"{title} of {len(rows)} ways of predicting")
 
 

@@ -1,0 +1,158 @@
+"""The page says what is there and what is not, escapes what it shows and asks the network for nothing."""
+
+from __future__ import annotations
+
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from isoformer.errors import StorageError
+from isoformer.report import build_report, print_table
+from isoformer.report.figures import best_so_far, row_title
+from isoformer.scores import ScoreTable
+from isoformer.tracking import TrackingConfig
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+class Structure(HTMLParser):
+    """Collects ids, addresses, tables and whether every tag is closed in order."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.fragments: list[str] = []
+        self.addresses: list[str] = []
+        self.tags: list[str] = []
+        self.unlabelled: list[str] = []
+        self._open: list[str] = []
+        self.feed(page)
+        assert self._open == [], f"not closed: {self._open}"
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = dict(attributes)
+        self.tags.append(tag)
+        if given.get("id"):
+            self.ids.append(str(given["id"]))
+        for name in ("href", "src", "xlink:href", "data", "action"):
+            if given.get(name):
+                (self.fragments if str(given[name]).startswith("#") else self.addresses).append(
+                    str(given[name])
+                )
+        if tag == "svg" and not given.get("aria-label"):
+            self.unlabelled.append(tag)
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self._open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def page(full_root: Path) -> str:
+    return build_report(str(full_root)).read_text()
+
+
+def test_the_page_is_well_formed_small_and_alone(page: str) -> None:
+    structure = Structure(page)
+    assert len(page.encode()) < 3_000_000
+    assert len(structure.ids) == len(set(structure.ids)), "ids are unique, across figures too"
+    assert {fragment[1:] for fragment in structure.fragments} <= set(structure.ids)
+    assert structure.addresses == ["data:,"], "the empty icon is the only address"
+    assert "script" not in structure.tags and not structure.unlabelled
+    assert not re.search(r"@import|url\((?!#)", page)
+
+
+def test_every_part_is_there(page: str) -> None:
+    assert page.count("<svg") == 7
+    for text in (
+        "0.310 ± 0.020", "[0.230, 0.380]", "ntv2-tiny-dna", "Salivary Gland", "cds out of frame", "345",
+        "chr21.fa.gz", "Apache-2.0", "bins:16", "esm2-tiny.1a2b3c4d.bins-16.f16.99aabbcc", "101,000", "unknown",
+        "12,345 parameters",
+        "learning_rate", "feedfacefeedface", "mlflow", "--host 127.0.0.1", "optuna-dashboard",
+    ):  # fmt: skip
+        assert text in page, text
+    assert "Missing:" not in page
+
+
+def test_labels_stand_beside_every_score(page: str) -> None:
+    for section in ("scores", "tissues", "ablation", "training", "sweep"):
+        text = page.split(f'<section id="{section}"')[1].split("</section>")[0]
+        assert "measured GTEx gene mean TPM" in text, section
+
+
+def test_random_encoders_are_called_random(page: str) -> None:
+    assert 'class="tag random">random' in page
+    assert "dna (ridge, random)" in page
+
+
+def test_what_files_say_is_escaped(page: str) -> None:
+    assert "<script" not in page
+    assert "ValueError: &lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "&lt;of the principal transcript&gt;" in page
+
+
+def test_colours_follow_the_readers_theme(page: str) -> None:
+    assert "prefers-color-scheme: dark" in page
+    assert "var(--accent)" in page and "#040404" not in page
+
+
+def test_missing_parts_are_said_with_the_verb_that_makes_them(tmp_path: Path) -> None:
+    page = build_report(str(tmp_path / "root"), tmp_path / "page.html").read_text()
+    Structure(page)
+    assert page.count("Missing:") == 8 and "<svg" not in page
+    for verb in ("prepare", "embed", "train", "sweep", "evaluate"):
+        assert f"<code>isoformer {verb}</code>" in page
+
+
+def test_a_damaged_part_is_named_and_the_rest_is_shown(full_root: Path, tmp_path: Path) -> None:
+    import shutil
+
+    root = tmp_path / "root"
+    shutil.copytree(full_root, root)
+    (root / "runs" / "final" / "evaluation.json").write_text("{")
+    (root / "runs" / "final" / "predictions.parquet").unlink()
+    page = build_report(str(root), run="final", study="demo").read_text()
+    assert "runs/final/evaluation.json cannot be read" in page
+    assert "Trials, best first" in page and "345" in page
+
+
+def test_the_page_lands_in_reports_and_replaces_the_one_before(full_root: Path) -> None:
+    path = build_report(str(full_root), run="final", study="demo")
+    assert path == full_root / "reports" / "final.html"
+    assert build_report(str(full_root), run="final", study="demo", tracking=TrackingConfig()) == path
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_of_ours(full_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError):
+        build_report(str(full_root), tmp_path / "file" / "page.html")
+
+
+def test_the_terminal_table_names_labels_and_protocol(full_root: Path) -> None:
+    table = ScoreTable.model_validate_json((full_root / "runs" / "final" / "ablation.json").read_text())
+    out = io.StringIO()
+    print_table(table, Console(file=out, width=200), title="What each modality brings")
+    text = out.getvalue()
+    assert "What each modality brings" in text and "0.120 ± 0.020 [0.040, 0.190]" in text
+    assert "measured GTEx gene mean TPM" in text and "5 folds by gene" in text and "random" in text
+    assert row_title(table.rows[0]) == "length (ridge, no encoder)"
+
+
+def test_best_so_far_ignores_trials_that_did_not_finish() -> None:
+    trials = [
+        {"number": 0, "state": "pruned", "value": 0.9},
+        {"number": 1, "state": "complete", "value": 0.1},
+        {"number": 2, "state": "complete", "value": 0.05},
+        {"number": 3, "state": "complete", "value": 0.3},
+    ]
+    assert best_so_far(trials) == [(1, 0.1), (2, 0.1), (3, 0.3)]
