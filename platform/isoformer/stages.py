@@ -5,6 +5,7 @@ Each stage itself knows nothing of terminals or MLflow; here the three meet.
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,7 @@ def run_embed(settings: Settings, out: Output) -> EmbedReport:
     """Plan, embed with a progress bar, and set predicted beside actual. Ray must be connected."""
     from isoformer.embeddings.pipeline import embed
     from isoformer.embeddings.plan import plan
+    from isoformer.storage import open_storage
 
     show_plan(plan(settings.embed, settings.root), out)
     with out.progress("embed") as advance:
@@ -76,6 +78,9 @@ def run_embed(settings: Settings, out: Output) -> EmbedReport:
             advance(progress.shards_done, progress.shards, progress.encoder)
 
         report = embed(settings.embed, settings.root, progress=told)
+    if report.shards_written:  # the HTML report sets planned beside actual
+        text = json.dumps(report.to_json(), indent=1)
+        open_storage(settings.root).write_bytes("embeddings/report.json", text.encode())
     out.table(
         "Embedded",
         ("", "predicted", "actual"),
