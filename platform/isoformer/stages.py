@@ -80,7 +80,7 @@ def run_embed(settings: Settings, out: Output) -> EmbedReport:
         report = embed(settings.embed, settings.root, progress=told)
     if report.shards_written:  # the HTML report sets planned beside actual
         text = json.dumps(report.to_json(), indent=1)
-        open_storage(settings.root).write_bytes("embeddings/report.json", text.encode())
+        open_storage(settings.root).write_bytes("reports/embed.json", text.encode())
     out.table(
         "Embedded",
         ("", "predicted", "actual"),

@@ -188,7 +188,8 @@ def full_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     embed = {"predicted_tokens": 100_000, "tokens": 101_000, "predicted_bytes": 5e6, "bytes_written": 5.1e6}
     embed |= {"predicted_seconds": None, "actual_seconds": 20.0, "startup_seconds": 12.0}
     embed |= {"shards_written": 12, "shards_present": 0, "duplicates_saved": 3}
-    (root / "embeddings" / "report.json").write_text(json.dumps(embed))
+    (root / "reports").mkdir()
+    (root / "reports" / "embed.json").write_text(json.dumps(embed))
     return root
 
 

@@ -77,7 +77,8 @@ def test_every_part_is_there(page: str) -> None:
     for text in (
         "0.310 ± 0.020", "[0.230, 0.380]", "ntv2-tiny-dna", "Salivary Gland", "cds out of frame", "345",
         "chr21.fa.gz", "Apache-2.0", "bins:16", "esm2-tiny.1a2b3c4d.bins-16.f16.99aabbcc", "101,000",
-        "unknown", "12,345 parameters", "learning_rate", "feedfacefeedface", "mlflow", "--host 127.0.0.1", "optuna-dashboard",
+        "unknown", "12,345 parameters", "learning_rate", "feedfacefeedface", "mlflow",
+        "--host 127.0.0.1", "optuna-dashboard",
     ):  # fmt: skip
         assert text in page, text
     assert "Missing:" not in page

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from isoformer.evaluate import Evaluation
     from isoformer.metrics import Interval
 
-EMBED_REPORT_KEY = "embeddings/report.json"
+EMBED_REPORT_KEY = "reports/embed.json"
 INTERVAL_DRAWS = 300
 
 T = TypeVar("T")
