@@ -8,8 +8,10 @@ started again and goes on from the newest checkpoint; so does a driver that is s
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from isoformer.storage import open_storage
@@ -22,10 +24,10 @@ Progress = Callable[[dict[str, float]], None]
 
 
 class RunTracker(Protocol):
-    """What `train` needs of a tracker: one open run of it."""
+    """What `train` needs of a tracker: one open run of it, which copies a file before it returns."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
-    def log_text(self, text: str, artifact_path: str) -> None: ...
+    def log_artifact(self, path: str) -> None: ...
     def set_tags(self, tags: Mapping[str, str]) -> None: ...
 
 
@@ -74,8 +76,9 @@ def train(
     run_workers(settings, folder, data, lambda metrics: _pass_on(metrics, tracker, progress))
     result = _finished(folder, reused=False)
     if tracker is not None:
-        for name in ("config.yaml", "metrics.jsonl", "run.json"):
-            tracker.log_text(folder.storage.read_bytes(folder.prefix + name).decode(), name)
+        with tempfile.TemporaryDirectory(prefix="isoformer-artifacts-") as local:
+            for name in ("config.yaml", "metrics.jsonl", "run.json"):
+                tracker.log_artifact(str(folder.storage.download(folder.prefix + name, Path(local, name))))
     return result
 
 

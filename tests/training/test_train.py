@@ -1,0 +1,152 @@
+"""Runs: their folder, and training on a real Ray with a worker that is killed on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from isoformer.errors import FingerprintError, InputError, StorageError
+from isoformer.model import ModelConfig
+from isoformer.storage import open_storage
+from isoformer.training.config import TrainConfig
+from isoformer.training.loop import fit, predict
+from isoformer.training.runs import RunFolder, run_names, run_settings
+from isoformer.training.train import train
+from isoformer.training.workers import fit_in_folder
+from made_dataset import made_dataset
+
+CONFIG = TrainConfig(
+    model=ModelConfig(width=8, heads=2, dropout=0.1), epochs=5, batch_size=8, learning_rate=5e-3
+)
+TIMING = ("wait_share", "transcripts_per_second")
+
+
+def curve(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{key: value for key, value in entry.items() if key not in TIMING} for entry in history]
+
+
+def claimed(root: Path, config: TrainConfig = CONFIG, run: str = "one") -> RunFolder:
+    folder = RunFolder(open_storage(root), run)
+    folder.claim(run_settings(config, made_dataset(), run), resume=False)
+    return folder
+
+
+class TestRunFolder:
+    def test_a_fit_finishes_its_folder(self, tmp_path: Path) -> None:
+        data, folder, sent = made_dataset(), claimed(tmp_path), []
+        fit_in_folder(CONFIG, data, folder, outbox=sent.append)
+        undisturbed = fit(CONFIG, data)
+        assert curve(folder.history()) == curve(undisturbed.history)
+        assert [message["metrics"]["epoch"] for message in sent] == [0, 1, 2, 3, 4]
+        assert sorted(os.listdir(tmp_path / "runs/one")) == [
+            "checkpoint", "config.yaml", "metrics.jsonl", "run.json",
+        ]  # fmt: skip
+        rows = data.rows("test")
+        np.testing.assert_array_equal(
+            predict(folder.model(), data, rows), predict(undisturbed.model, data, rows)
+        )
+        assert folder.settings().train.keys == {m: f"made-{m}.key" for m in data.modalities}
+        assert run_names(open_storage(tmp_path)) == ["one"]
+
+    def test_a_killed_fit_goes_on_in_its_folder(self, tmp_path: Path) -> None:
+        data, folder = made_dataset(), claimed(tmp_path)
+
+        def killed(message: dict[str, Any]) -> None:
+            if message["metrics"]["epoch"] == 2:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            fit_in_folder(CONFIG, data, folder, outbox=killed)
+        assert not folder.is_finished
+        with pytest.raises(StorageError, match="the run is not finished"):
+            folder.model()
+        sent: list[dict[str, Any]] = []
+        fit_in_folder(CONFIG, data, folder, outbox=sent.append)
+        assert [message["metrics"]["epoch"] for message in sent] == [3, 4]
+        assert curve(folder.history()) == curve(fit(CONFIG, data).history)
+
+    def test_a_taken_folder_is_named_with_both_fingerprints(self, tmp_path: Path) -> None:
+        folder = claimed(tmp_path)
+        same = run_settings(CONFIG.edited(workers=2), made_dataset(), "one")
+        other = run_settings(CONFIG.edited(seed=1), made_dataset(), "one")
+        with pytest.raises(StorageError, match=f"unfinished .fingerprint {same.fingerprint}"):
+            folder.claim(same, resume=False)
+        folder.claim(same, resume=True)
+        with pytest.raises(FingerprintError, match=f"{same.fingerprint}.*{other.fingerprint}"):
+            folder.claim(other, resume=True)
+
+    def test_a_run_that_is_not_there_is_named_with_those_that_are(self, tmp_path: Path) -> None:
+        claimed(tmp_path)
+        with pytest.raises(StorageError, match="no such run; there are: one"):
+            RunFolder(open_storage(tmp_path), "two").settings()
+
+    def test_names_follow_what_a_run_is(self) -> None:
+        first = run_settings(CONFIG, made_dataset())
+        assert first.run.startswith("cross_attention-dna-rna-protein-seed0-")
+        assert first.run == run_settings(CONFIG, made_dataset()).run
+        assert first.run != run_settings(CONFIG.edited(epochs=6), made_dataset()).run
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.files: list[str] = []
+        self.tags: dict[str, str] = {}
+
+    def log_metrics(self, metrics: Any, step: int) -> None:
+        self.steps.append(step)
+
+    def log_artifact(self, path: str) -> None:
+        assert Path(path).is_file()
+        self.files.append(Path(path).name)
+
+    def set_tags(self, tags: Any) -> None:
+        self.tags.update(tags)
+
+
+def train_workers() -> list[psutil.Process]:
+    """Ray Train's workers among this process's own descendants."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_a_killed_worker_goes_on_and_two_workers_follow_one(tmp_path: Path) -> None:
+    data, recorder, killed = made_dataset(), Recorder(), []
+
+    def kill_one_worker(metrics: dict[str, float]) -> None:
+        if metrics["epoch"] == 1 and not killed:
+            killed.append(train_workers()[0].pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    config = CONFIG.edited(workers=2, model=CONFIG.model.edited(dropout=0.0), epochs=40, patience=40)
+    started = time.monotonic()
+    result = train(config, str(tmp_path), run="two", data=data, tracker=recorder, progress=kill_one_worker)
+    assert time.monotonic() - started < 200 and killed
+    undisturbed = fit(config, data)
+    for entry, expected in zip(curve(result.history), curve(undisturbed.history), strict=True):
+        assert entry == pytest.approx(expected, rel=2e-3, abs=2e-3)
+    assert set(recorder.steps) == set(range(40))
+    assert recorder.files == ["config.yaml", "metrics.jsonl", "run.json"]
+    assert recorder.tags["encoder_key.rna"] == "made-rna.key"
+
+    again = train(config, str(tmp_path), run="two", data=data, resume=True)
+    assert again.reused and again.history == result.history
+    with pytest.raises(StorageError, match="holds this run already, finished"):
+        train(config, str(tmp_path), run="two", data=data)
+    with pytest.raises(InputError, match="the split has no transcripts"):
+        train(config, str(tmp_path), data=data.with_split(np.full(len(data), "test")))
