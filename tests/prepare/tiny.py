@@ -116,7 +116,7 @@ def write_genome(folder: Path, chromosomes: Mapping[str, str] | None = None) -> 
 
 def write_annotation(folder: Path, text: str) -> Path:
     path = folder / "annotation.gtf.gz"
-    path.write_bytes(gzip.compress(text.encode()))
+    path.write_bytes(gzip.compress(text.encode(), mtime=0))
     return path
 
 

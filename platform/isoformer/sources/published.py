@@ -91,10 +91,9 @@ def read_plain(path: str | Path, targets: Sequence[str] | None = None) -> Sequen
     table = table.with_row_index("_row", 1)
     identifier = next((pl.col(name) for name in ID_COLUMNS if name in table.columns), None)
     identifier = pl.format("row-{}", "_row") if identifier is None else identifier
-    gene = next((pl.col(name) for name in GENE_COLUMNS if name in table.columns), pl.lit(None, pl.String))
     rows = table.select(
         identifier.cast(pl.String).alias("transcript_id"),
-        pl.coalesce(_emptied(gene), identifier.cast(pl.String)).alias("gene_id"),
+        pl.coalesce(_optional(table, GENE_COLUMNS, "gene_id"), identifier.cast(pl.String)).alias("gene_id"),
         _optional(table, ("gene_name",), "gene_name"),
         _optional(table, ("chr", "chromosome"), "chromosome"),
         _optional(table, ("strand",), "strand"),
@@ -103,8 +102,8 @@ def read_plain(path: str | Path, targets: Sequence[str] | None = None) -> Sequen
         _optional(table, RNA_COLUMNS, "rna"),
         _optional(table, PROTEIN_COLUMNS, "protein"),
     )
-    without_gene = int(table.select(_emptied(gene).is_null().sum()).item()) if table.height else 0
-    return _sequence_table(table, rows, names, path, rows_without_gene_id=without_gene)
+    genes = table.with_columns(_optional(table, GENE_COLUMNS, "_gene"))["_gene"]
+    return _sequence_table(table, rows, names, path, rows_without_gene_id=genes.null_count())
 
 
 def _sequence_table(
