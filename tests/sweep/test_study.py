@@ -80,12 +80,12 @@ def test_importances_name_what_matters_and_need_enough_trials(tmp_path: Path) ->
     assert max(importances(study), key=lambda name: importances(study)[name]) == "x"
 
 
-def test_failed_trials_keep_their_error_and_pruned_ones_their_best_score(tmp_path: Path) -> None:
+def test_failed_trials_keep_their_error_and_pruned_ones_their_last_score(tmp_path: Path) -> None:
     study = opened(tmp_path / "study.db")
     failed, pruned = ask(study), ask(study)
     failed.set_user_attr("error", "ValueError: no")
     study.tell(failed, state=optuna.trial.TrialState.FAIL)
-    for step, score in enumerate([0.1, 0.3, 0.3]):
+    for step, score in enumerate([0.1, 0.4, 0.3]):
         pruned.report(score, step)
     study.tell(pruned, state=optuna.trial.TrialState.PRUNED)
     rows = trial_rows(study)

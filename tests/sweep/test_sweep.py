@@ -16,7 +16,7 @@ import optuna
 import pytest
 
 from isoformer.config import build, load_yaml
-from isoformer.errors import ConfigError, StorageError
+from isoformer.errors import ConfigError, IsoformerError, StorageError
 from isoformer.model import ModelConfig
 from isoformer.sweep import SearchSpace, SweepConfig, TrialRow, sweep
 from isoformer.sweep.data import SharedData
@@ -53,6 +53,31 @@ def test_a_sweep_finds_tracks_and_writes_down(ray_local: None, shared: SharedDat
     more = sweep(config.edited(trials=9), BASE, str(tmp_path), tracking=QUIET, data=shared, resume=True)
     assert more.trials[:8] == result.trials, "what was finished stays as it was"
     assert len(more.trials) == 9
+
+
+def test_a_study_of_a_bucket_is_kept_locally_and_put_there_at_the_end(
+    ray_local: None, shared: SharedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("isoformer.sweep.run.local_path", lambda root: None)
+    config = SweepConfig(trials=2, keys=KEYS, epochs=1)
+    root, first, second = (tmp_path / name for name in ("bucket", "first", "second"))
+    found = []
+    for machine in (first, second):
+        tracking = TrackingConfig(folder=str(machine), enabled=False)
+        is_second = machine == second
+        found.append(sweep(config, BASE, str(root), tracking=tracking, data=shared, resume=is_second))
+        assert (machine / "studies" / "sweep" / "study.db").exists()
+    assert (root / "studies" / "sweep" / "study.db").exists()
+    assert found[0].trials == found[1].trials
+
+
+def test_a_sweep_whose_every_trial_fails_says_why(
+    ray_local: None, shared: SharedData, tmp_path: Path
+) -> None:
+    keys = {modality: (f"gone-{modality}",) for modality in KEYS}
+    with pytest.raises(IsoformerError, match=r"none of 2 trials came to its end; trial 0: .*gone-"):
+        sweep(SweepConfig(trials=2, keys=keys), BASE, str(tmp_path), tracking=QUIET, data=shared)
+    assert json.loads((tmp_path / "studies" / "sweep" / "trials.json").read_text())["best"] is None
 
 
 def check_tracked(tracking: TrackingConfig, rows: list[TrialRow]) -> None:

@@ -33,8 +33,11 @@ def test_a_trial_sends_one_result_an_epoch_and_a_last_one(shared: SharedData) ->
     sent = trained(shared)
     assert [result["epoch"] for result in sent] == [0, 1, 2, 3, 3]
     assert [result["finished"] for result in sent] == [False] * 4 + [True]
-    scores = [result["score"] for result in sent]
-    assert scores == sorted(scores), "the score is the best so far"
+    kept = max(range(4), key=lambda epoch: -sent[epoch]["val_loss"])
+    assert sent[-1]["score"] == sent[kept]["val_r2"], "the score of the epoch whose weights are kept"
+    for epoch in range(4):
+        best = max(range(epoch + 1), key=lambda one: -sent[one]["val_loss"])
+        assert sent[epoch]["score"] == sent[best]["val_r2"]
     assert sent[-1]["error"] == "" and sent[-1]["seconds"] > 0
 
 

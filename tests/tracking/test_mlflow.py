@@ -60,7 +60,7 @@ def test_a_sweep_is_one_parent_with_children_in_sqlite(store: TrackingConfig) ->
     assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
     downloaded = client_of(store).download_artifacts(child.info.run_id, "config.yaml")
     assert Path(downloaded).read_text() == "model:\n  heads: 4\n"
-    assert not any(store.journal_folder.iterdir())
+    assert not list(store.journal_folder.glob("*.jsonl"))
 
 
 def test_tracking_the_same_run_again_makes_no_second_run_or_metric(store: TrackingConfig) -> None:
@@ -75,6 +75,17 @@ def test_tracking_the_same_run_again_makes_no_second_run_or_metric(store: Tracki
     assert after["trial-again"].info.status == "KILLED"
     history = client_of(store).get_metric_history(after["trial-again"].info.run_id, "loss")
     assert [metric.step for metric in history] == [0, 1, 2, 7]
+
+
+def test_a_logged_file_arrives_and_its_copy_goes(store: TrackingConfig, tmp_path: Path) -> None:
+    table = tmp_path / "tissues.csv"
+    table.write_text("tissue,r2\n")
+    with Tracker(store) as tracker:
+        run = tracker.start_run("with-file")
+        tracker.log_file(run, table, folder="tables")
+    found = client_of(store).download_artifacts(runs_of(store)["with-file"].info.run_id, "tables/tissues.csv")
+    assert Path(found).read_text() == "tissue,r2\n"
+    assert not list(store.journal_folder.rglob("tissues.csv"))
 
 
 def test_probe_counts_the_runs(store: TrackingConfig) -> None:

@@ -118,6 +118,21 @@ def test_calls_return_at_once_while_the_sink_hangs(config: TrackingConfig) -> No
     assert tracker.close() == 0
 
 
+def test_a_file_may_be_deleted_as_soon_as_it_is_logged(config: TrackingConfig, tmp_path: Path) -> None:
+    source = tmp_path / "config.yaml"
+    source.write_text("a: 1")
+    sink = MemorySink()
+    with Tracker(config, sink=sink) as tracker:
+        run = tracker.on_run(tracker.start_run("final"))
+        run.log_artifact(source)
+        source.unlink()
+        run.set_tags({"a": "b"})
+        run.log_metrics({"loss": 0.5}, 3)
+    copied = Path(sink.events[1]["file"])
+    assert copied.name == "config.yaml" and copied.read_text() == "a: 1"
+    assert [event["op"] for event in sink.events] == ["start", "file", "tags", "metrics"]
+
+
 def test_more_than_twenty_metric_keys_are_refused(config: TrackingConfig) -> None:
     with Tracker(config, sink=MemorySink()) as tracker:
         run = tracker.start_run("final")

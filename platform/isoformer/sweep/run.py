@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isoformer.config import build, to_yaml
-from isoformer.errors import ConfigError, StorageError
+from isoformer.errors import ConfigError, IsoformerError, StorageError
 from isoformer.schema import Modality
 from isoformer.sweep.config import SweepConfig
 from isoformer.sweep.space import SearchSpace, default_space, with_resolutions
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep found. `best` is null where no trial came to its end."""
+    """What a sweep found."""
 
     study: str
     metric: str
@@ -86,8 +86,9 @@ def sweep(
 
     ConfigError where the space does not fit `base` or a trial asks for more than any node has; StorageError
     where the study exists (and `resume` is false) or another process works on it; FingerprintError where it
-    was made from other data or another space.
+    was made from other data or another space; IsoformerError where no trial came to its end.
     """
+    # All imports before the tracker's thread begins its own: two threads can meet a half-imported module.
     from isoformer.storage import open_storage
     from isoformer.sweep.data import load_shared
     from isoformer.sweep.search import StudySearcher, TrackTrials
@@ -112,13 +113,18 @@ def sweep(
         _close_interrupted(study, tracker)
         run = _parent_run(study, config, shared, tracker)
         searcher = StudySearcher(study, space, base, metric=config.metric, parent_run=run)
+        callback = TrackTrials(searcher, tracker, tags=_tags(shared), progress=progress)
         left = config.trials - count_done(study)
-        if left > 0:
-            callback = TrackTrials(searcher, tracker, tags=_tags(shared), progress=progress)
-            run_trials(searcher, callback, config, shared, Budget(left, concurrent))
+        try:
+            if left > 0:
+                run_trials(searcher, callback, config, shared, Budget(left, concurrent))
+        except BaseException:
+            tracker.end_run(run, status="KILLED")
+            raise
         result = replace(_result(study, searcher, config, folder), seconds=time.perf_counter() - started)
         _write(result, storage, local=local_path(root) is not None)
         _close_parent(result, run, tracker)
+    _require_one_finished(result)
     return result
 
 
@@ -225,6 +231,15 @@ def _write(result: SweepResult, storage: Storage, *, local: bool) -> None:
         storage.write_bytes(f"{prefix}/best.yaml", to_yaml(result.best).encode())
     if not local:
         storage.put_file(Path(result.folder) / "study.db", f"{prefix}/study.db")
+
+
+def _require_one_finished(result: SweepResult) -> None:
+    if result.best is None:
+        failed = next((row for row in result.trials if row.error), None)
+        why = f"; trial {failed.number}: {failed.error}" if failed else ""
+        raise IsoformerError(
+            f"sweep {result.study}: none of {len(result.trials)} trials came to its end{why}"
+        )
 
 
 def _close_parent(result: SweepResult, run: str, tracker: Tracker) -> None:

@@ -28,7 +28,7 @@ DONE = frozenset({"complete", "pruned", "failed"})
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One trial as tables and reports show it. `value` is the best validation score it reached."""
+    """One trial as tables and reports show it. `value` is its validation score; of a pruned one, its last."""
 
     number: int
     state: TrialState
@@ -116,7 +116,7 @@ def _row(trial: optuna.trial.FrozenTrial, interrupted: set[int]) -> TrialRow:
     return TrialRow(
         number=trial.number,
         state="interrupted" if _is_interrupted(trial, interrupted) else state[trial.state.name],
-        value=trial.value if trial.value is not None else _best_intermediate(trial),
+        value=trial.value if trial.value is not None else _last_intermediate(trial),
         params=dict(trial.params),
         epochs=len(trial.intermediate_values),
         seconds=attributes.get("seconds"),
@@ -129,8 +129,9 @@ def _is_interrupted(trial: optuna.trial.FrozenTrial, interrupted: set[int]) -> b
     return trial.number in interrupted and trial.state.name == "FAIL"
 
 
-def _best_intermediate(trial: optuna.trial.FrozenTrial) -> float | None:
-    return max(trial.intermediate_values.values(), default=None)
+def _last_intermediate(trial: optuna.trial.FrozenTrial) -> float | None:
+    values = trial.intermediate_values
+    return values[max(values)] if values else None
 
 
 def _check_made_from(study: optuna.Study, path: Path, made_from: Mapping[str, str]) -> None:
@@ -153,12 +154,15 @@ def _sampler(name: Sampler, seed: int) -> optuna.samplers.BaseSampler:
 
     if name == "random":
         return optuna.samplers.RandomSampler(seed=seed)
-    return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+    with (
+        warnings.catch_warnings()
+    ):  # constant_liar, which keeps parallel trials apart, is called experimental
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
 
 def _quiet(optuna_module: Any) -> None:
     optuna_module.logging.set_verbosity(optuna_module.logging.WARNING)
-    warnings.filterwarnings("ignore", category=optuna_module.exceptions.ExperimentalWarning)
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 

@@ -25,7 +25,7 @@ def run_trial(config: dict[str, Any], shared: SharedData) -> None:
 def search(train: Mapping[str, Any], shared: SharedData, *, metric: str, send: Send) -> None:
     """Fit, and send one result an epoch and a last one with `finished`; an error is a result, too.
 
-    `score` is the best validation score so far: what early stopping will go back to.
+    `score` is the validation score of the epoch that the fit would keep now: what its model would have.
     """
     from isoformer.training.config import TrainConfig
     from isoformer.training.loop import fit
@@ -34,16 +34,20 @@ def search(train: Mapping[str, Any], shared: SharedData, *, metric: str, send: S
     reporter = _Reporter(metric, send, started)
     try:
         settings = build(TrainConfig, train)
+        reporter.monitor = settings.monitor
         keys = {modality: settings.keys[modality] for modality in settings.model.modalities}
-        fit(settings, shared.dataset(keys), report=reporter)
+        result = fit(settings, shared.dataset(keys), report=reporter)
     except Exception as error:  # a failing trial is reported with its error and does not end the sweep
         send({**reporter.last, "finished": True, "error": f"{type(error).__name__}: {error}"[:500]})
         return
-    send({**reporter.last, "finished": True, "seconds": time.perf_counter() - started})
+    seconds = time.perf_counter() - started
+    send({**reporter.last, "score": result.best[metric], "finished": True, "seconds": seconds})
 
 
 class _Reporter:
-    """`fit`'s report callback: keeps the best score, sends one result an epoch."""
+    """`fit`'s report callback: knows the epoch that is kept, sends one result an epoch."""
+
+    monitor = "val_loss"
 
     def __init__(self, metric: str, send: Send, started: float) -> None:
         self.last: dict[str, Any] = {
@@ -53,6 +57,7 @@ class _Reporter:
             "error": "",
             "seconds": 0.0,
         }
+        self._best = -math.inf
         self._metric = metric
         self._send = send
         self._started = started
@@ -60,12 +65,13 @@ class _Reporter:
     def __call__(self, metrics: dict[str, float], checkpoint: Callable[[Path], None] | None) -> None:
         if self._metric not in metrics:  # a checkpoint within an epoch
             return
-        score = metrics[self._metric]
-        best = max(self.last["score"], score) if math.isfinite(score) else self.last["score"]
+        watched = metrics[self.monitor] * (-1 if self.monitor == "val_loss" else 1)
+        is_kept = watched > self._best
+        self._best = watched if is_kept else self._best
         self.last = {
             **self.last,
             "epoch": int(metrics["epoch"]),
-            "score": best,
+            "score": metrics[self._metric] if is_kept else self.last["score"],
             "seconds": time.perf_counter() - self._started,
             **{name: metrics[name] for name in REPORTED if name in metrics},
         }

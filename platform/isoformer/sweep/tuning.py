@@ -49,6 +49,7 @@ def run_trials(
 ) -> None:
     """Run `budget.trials` trials; results reach the study and the tracker through searcher and callback."""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # an interrupt is ours: the study can go on
     from ray import tune
 
     from isoformer.sweep.trial import run_trial
@@ -86,7 +87,7 @@ def _scheduler(config: SweepConfig, epochs: int) -> Any:
         time_attr="training_iteration",
         metric="score",
         mode="max",
-        max_t=epochs + 2,  # never reached: a trial ends by itself, and says `finished` when it does
+        max_t=epochs + 2,  # never reached: a trial ends by itself
         grace_period=config.grace_epochs,
         reduction_factor=config.reduction,
     )

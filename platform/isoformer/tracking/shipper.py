@@ -74,14 +74,15 @@ class Shipper(threading.Thread):
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: bool(self._pending) or self._closing)
+                is_last_try = self._closing
                 batch = _next_batch(self._pending)
             if not batch:
                 return
             if self._attempt(batch):
                 continue
+            if is_last_try:
+                return
             with self._changed:
-                if self._closing:
-                    return
                 self._changed.wait_for(lambda: self._closing, self._config.retry_seconds)
 
     def _attempt(self, batch: list[Event], *, warm: bool = False) -> bool:
