@@ -36,9 +36,14 @@ _S3_PUT_LIMIT_BYTES: Final = 5 << 30
 
 
 class Storage(Protocol):
-    """Objects by key under one root. Every method raises StorageError where the root or the object fails."""
+    """Objects by key under one root; equal where root and endpoint are.
+
+    Every method raises StorageError where the root or the object fails.
+    """
 
     uri: str
+
+    def __hash__(self) -> int: ...
 
     def read_bytes(self, key: str) -> bytes:
         """The whole object; StorageError where there is none."""
@@ -101,6 +106,12 @@ class LocalStorage:
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.abspath(root.expanduser()))
         self.uri = str(self.root)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LocalStorage) and other.root == self.root
+
+    def __hash__(self) -> int:
+        return hash(self.root)
 
     def read_bytes(self, key: str) -> bytes:
         with self._explained(key, "cannot be read"):
@@ -172,6 +183,12 @@ class S3Storage:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_client": None}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, S3Storage) and (other.uri, other.endpoint) == (self.uri, self.endpoint)
+
+    def __hash__(self) -> int:
+        return hash((self.uri, self.endpoint))
 
     def read_bytes(self, key: str) -> bytes:
         with self._explained(key, "cannot be read"):

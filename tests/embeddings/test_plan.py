@@ -44,7 +44,7 @@ def root(tmp_path: Path) -> str:
 def do_work(planned: Plan, count: int | None = None) -> list[ShardSummary]:
     """The workers' part, without Ray."""
     choices = [group.choice for group in planned.groups]
-    actor = EncodeActor(WorkerSettings(planned.uri, choices, "cpu", "f16", 2048, 1))
+    actor = EncodeActor(WorkerSettings(open_storage(planned.uri), choices, "cpu", "f16", 2048, 1))
     return [
         summary_of(actor(tokenise_work(work_table(item), planned.source, choices)).to_pylist()[0])
         for item in planned.work[:count]

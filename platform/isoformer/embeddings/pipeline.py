@@ -109,7 +109,12 @@ def _run(config: EmbedConfig, planned: Plan, nodes: int) -> Iterator[ShardSummar
     task: Any = tokenise_work  # Ray Data's types know no keyword arguments
     choices = [group.choice for group in planned.groups]
     settings = WorkerSettings(
-        planned.uri, choices, config.device, config.dtype, config.token_budget, config.threads(nodes)
+        open_storage(planned.uri),
+        choices,
+        config.device,
+        config.dtype,
+        config.token_budget,
+        config.threads(nodes),
     )
     with _quiet_ray_data(), _explained():
         wanted = ray.data.from_arrow([work_table(item) for item in planned.work])

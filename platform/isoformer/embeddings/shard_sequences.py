@@ -29,7 +29,7 @@ from isoformer.manifest import Manifest, read_shard
 from isoformer.schema import Modality, digest_column
 from isoformer.sequences import dna_window, sequence_digest
 from isoformer.sources.reference import Reference, open_stored_reference
-from isoformer.storage import Storage, open_storage
+from isoformer.storage import Storage
 
 # N distinct sequences, T tokens of all of them
 
@@ -41,7 +41,7 @@ _WINDOW_COLUMNS: Final = ("chromosome", "strand", "window_start_bp", "window_end
 class TranscriptsSource:
     """Where a worker finds the transcripts and their reference: small, travels with every task."""
 
-    uri: str
+    storage: Storage
     reference_digest: str | None
     chromosome_aliases: Mapping[str, str]
     window_bases: int | None
@@ -50,7 +50,7 @@ class TranscriptsSource:
     @classmethod
     def of(cls, storage: Storage, manifest: Manifest, cache_dir: str | None = None) -> Self:
         aliases = manifest.chromosome_aliases
-        return cls(storage.uri, manifest.reference_digest, aliases, manifest.window_bases, cache_dir)
+        return cls(storage, manifest.reference_digest, aliases, manifest.window_bases, cache_dir)
 
 
 @dataclass(frozen=True)
@@ -148,13 +148,13 @@ def _distinct(source: TranscriptsSource, shard: int, spec: EncoderSpec) -> Itera
     modality: Modality = spec.modality
     column = digest_column(modality)
     extra = _WINDOW_COLUMNS if modality == "dna" else ()
-    table = read_shard(open_storage(source.uri), shard, [column, modality, *extra])
+    table = read_shard(source.storage, shard, [column, modality, *extra])
     rows = table.take(_first_rows(table, column)).sort_by(column)
     for batch in rows.to_batches(max_chunksize=64):
         for row in batch.to_pylist():
             sequence = row[modality]
             if modality == "dna":
-                sequence = _encoder_window(row, sequence or _cut(source, row), spec, source.uri)
+                sequence = _encoder_window(row, sequence or _cut(source, row), spec, source.storage.uri)
             yield row[column], sequence
 
 
@@ -169,8 +169,8 @@ def _cut(source: TranscriptsSource, row: Mapping[str, Any]) -> str:
     if sequence_digest(window) != row["dna_digest"]:
         place = f"{row['chromosome']}:{row['window_start_bp']}-{row['window_end_bp']} ({row['strand']})"
         raise StorageError(
-            f"{source.uri}: {place} of its reference has digest {sequence_digest(window)}, its transcripts "
-            f"say {row['dna_digest']}: the reference was changed or damaged; prepare the dataset again"
+            f"{source.storage.uri}: {place} of its reference has digest {sequence_digest(window)}, its "
+            f"transcripts say {row['dna_digest']}: the reference was changed or damaged; prepare the dataset again"
         )
     return window
 
@@ -190,11 +190,13 @@ def _reference(source: TranscriptsSource) -> Reference:
     aliases = tuple(sorted(source.chromosome_aliases.items()))
     if source.reference_digest is None:
         raise StorageError(
-            f"{source.uri}: its transcripts hold no DNA, and it has no reference to cut it from"
+            f"{source.storage.uri}: its transcripts hold no DNA, and it has no reference to cut it from"
         )
-    return _opened_reference(source.uri, source.reference_digest, cache, aliases)
+    return _opened_reference(source.storage, source.reference_digest, cache, aliases)
 
 
 @lru_cache(maxsize=2)
-def _opened_reference(uri: str, digest: str, cache: str, aliases: tuple[tuple[str, str], ...]) -> Reference:
-    return open_stored_reference(open_storage(uri), digest, cache, dict(aliases))
+def _opened_reference(
+    storage: Storage, digest: str, cache: str, aliases: tuple[tuple[str, str], ...]
+) -> Reference:
+    return open_stored_reference(storage, digest, cache, dict(aliases))

@@ -29,14 +29,14 @@ from isoformer.embeddings.store import ShardEntry, write_shard
 from isoformer.encoders.registry import EncoderChoice, load_encoder
 from isoformer.encoders.spec import Encoder
 from isoformer.errors import IsoformerError
-from isoformer.storage import open_storage
+from isoformer.storage import Storage
 
 
 @dataclass(frozen=True)
 class WorkerSettings:
     """What an actor is told once."""
 
-    uri: str
+    storage: Storage
     choices: Sequence[EncoderChoice]
     device: str
     dtype: str
@@ -93,7 +93,6 @@ class EncodeActor:
 
         torch.set_num_threads(settings.threads)
         self._settings = settings
-        self._storage = open_storage(settings.uri)
         self._lock = threading.Lock()
         self._loaded: tuple[int, Encoder, TokenBudget] | None = None
 
@@ -144,7 +143,11 @@ class EncodeActor:
     def _write(self, work: ShardWork, shard: TokenizedShard, encoded: EncodedShard) -> dict[str, ShardEntry]:
         return {
             header.key: write_shard(
-                self._storage, header, encoded.rows[header.resolution], encoded.quarantined, shard.counts
+                self._settings.storage,
+                header,
+                encoded.rows[header.resolution],
+                encoded.quarantined,
+                shard.counts,
             )
             for header in work.missing
         }
