@@ -17,7 +17,7 @@ from isoformer.encoders.letters import CROP_POLICY, clean_sequence
 from isoformer.encoders.registry import EncoderChoice
 from isoformer.encoders.spec import Encoder, EncoderSpec, Tokenized
 from isoformer.encoders.transformer_config import TransformerConfig, read_transformer_config
-from isoformer.encoders.weights_files import choice_digest, state_file, weights_folder
+from isoformer.encoders.weights_files import folder_digest, weights_folder
 
 CODE_VERSION: Final = 1
 CLS_ID, PAD_ID, EOS_ID, UNKNOWN_ID, MASK_ID = 0, 1, 2, 3, 32
@@ -56,24 +56,15 @@ def load_tokenizer(choice: EncoderChoice) -> Esm2Tokenizer:
 
 
 def load_encoder(choice: EncoderChoice, device: str) -> Encoder:
-    from isoformer.encoders import packed_transformer as packed
+    from isoformer.encoders.packed_transformer import load_packed_encoder
 
-    model = (
-        packed.load_transformer(_config(choice), weights_folder(choice))
-        if choice.random_seed is None
-        else packed.random_transformer(_config(choice), choice.random_seed)
-    )
-    return packed.PackedEncoder(
-        get_spec(choice),
-        model,
-        special_ids=SPECIAL_IDS,
-        weights_digest=weights_digest(choice),
-        device=device,
+    return load_packed_encoder(
+        choice, get_spec(choice), _config(choice), special_ids=SPECIAL_IDS, device=device
     )
 
 
 def weights_digest(choice: EncoderChoice) -> str:
-    return choice_digest(choice, state_file(weights_folder(choice)) if choice.random_seed is None else None)
+    return folder_digest(choice)
 
 
 @dataclass(frozen=True)

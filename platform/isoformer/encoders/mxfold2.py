@@ -18,8 +18,13 @@ import numpy as np
 from isoformer.encoders.letters import CROP_POLICY, clean_sequence
 from isoformer.encoders.registry import EncoderChoice
 from isoformer.encoders.spec import Encoded, EncoderSpec, Packed, Tokenized
-from isoformer.encoders.weights_files import check_names_and_shapes, choice_digest, read_tensors, weights_file
-from isoformer.errors import ConfigError
+from isoformer.encoders.weights_files import (
+    check_names_and_shapes,
+    choice_digest,
+    read_tensors,
+    refuse_weights_with_seed,
+    weights_file,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +46,7 @@ _FETCH: Final = (
 
 
 def get_spec(choice: EncoderChoice) -> EncoderSpec:
-    _check(choice)
+    refuse_weights_with_seed(choice)
     return EncoderSpec(
         name=choice.name,
         family="mxfold2",
@@ -70,7 +75,7 @@ def load_tokenizer(choice: EncoderChoice) -> Mxfold2Tokenizer:
 def load_encoder(choice: EncoderChoice, device: str) -> Mxfold2Encoder:
     import torch
 
-    _check(choice)
+    refuse_weights_with_seed(choice)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(choice.random_seed or 0)
         modules = new_modules()
@@ -80,7 +85,7 @@ def load_encoder(choice: EncoderChoice, device: str) -> Mxfold2Encoder:
 
 
 def weights_digest(choice: EncoderChoice) -> str:
-    _check(choice)
+    refuse_weights_with_seed(choice)
     return choice_digest(choice, _path(choice) if choice.random_seed is None else None)
 
 
@@ -169,8 +174,3 @@ def _load(modules: Any, path: Path) -> None:
 
 def _path(choice: EncoderChoice) -> Path:
     return weights_file(choice, suffix=".pth", fetch=_FETCH)
-
-
-def _check(choice: EncoderChoice) -> None:
-    if choice.random_seed is not None and choice.weights is not None:
-        raise ConfigError(f"encoder {choice.name}: give weights or random_seed, not both")

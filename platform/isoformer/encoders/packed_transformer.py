@@ -20,9 +20,16 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from isoformer.encoders.registry import EncoderChoice
 from isoformer.encoders.spec import Encoded, EncoderSpec, Packed
 from isoformer.encoders.transformer_config import TransformerConfig
-from isoformer.encoders.weights_files import check_names_and_shapes, read_tensors, state_file
+from isoformer.encoders.weights_files import (
+    check_names_and_shapes,
+    folder_digest,
+    read_tensors,
+    state_file,
+    weights_folder,
+)
 from isoformer.errors import EncoderError
 
 # T tokens of all sequences, B sequences, L tokens of one, D width, H heads, E width of a head, V vocabulary
@@ -119,6 +126,23 @@ class PackedEncoder:
             hidden_TD[torch.from_numpy(np.flatnonzero(is_letter_T)).to(self._device)].float(),
             kept_before[packed.offsets].astype(np.int64),
         )
+
+
+def load_packed_encoder(
+    choice: EncoderChoice,
+    spec: EncoderSpec,
+    config: TransformerConfig,
+    *,
+    special_ids: frozenset[int],
+    device: str,
+) -> PackedEncoder:
+    """The encoder that a choice names: the folder's weights, or random ones of its architecture."""
+    if choice.random_seed is None:
+        model = load_transformer(config, weights_folder(choice))
+    else:
+        model = random_transformer(config, choice.random_seed)
+    digest = folder_digest(choice)
+    return PackedEncoder(spec, model, special_ids=special_ids, weights_digest=digest, device=device)
 
 
 def random_transformer(config: TransformerConfig, seed: int) -> PackedTransformer:

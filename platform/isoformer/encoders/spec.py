@@ -79,7 +79,7 @@ class Encoded:
     `offsets` (B+1,) into positions.
     """
 
-    hidden_PD: torch.Tensor  # noqa: N815
+    hidden_PD: torch.Tensor
     offsets: NDArray[np.int64]
 
 

@@ -19,8 +19,13 @@ from numpy.typing import NDArray
 from isoformer.encoders.letters import CROP_POLICY, clean_sequence
 from isoformer.encoders.registry import EncoderChoice
 from isoformer.encoders.spec import Encoded, EncoderSpec, Packed, Tokenized
-from isoformer.encoders.weights_files import check_names_and_shapes, choice_digest, weights_file
-from isoformer.errors import ConfigError, EncoderError
+from isoformer.encoders.weights_files import (
+    check_names_and_shapes,
+    choice_digest,
+    refuse_weights_with_seed,
+    weights_file,
+)
+from isoformer.errors import EncoderError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +47,7 @@ _FETCH: Final = (
 
 
 def get_spec(choice: EncoderChoice) -> EncoderSpec:
-    _check(choice)
+    refuse_weights_with_seed(choice)
     return EncoderSpec(
         name=choice.name,
         family="unirep",
@@ -69,7 +74,7 @@ def load_tokenizer(choice: EncoderChoice) -> UniRepTokenizer:
 
 
 def load_encoder(choice: EncoderChoice, device: str) -> UniRepEncoder:
-    _check(choice)
+    refuse_weights_with_seed(choice)
     width = _width(choice)
     arrays = (
         read_npz(_path(choice), width) if choice.random_seed is None else _random(width, choice.random_seed)
@@ -78,7 +83,7 @@ def load_encoder(choice: EncoderChoice, device: str) -> UniRepEncoder:
 
 
 def weights_digest(choice: EncoderChoice) -> str:
-    _check(choice)
+    refuse_weights_with_seed(choice)
     return choice_digest(choice, _path(choice) if choice.random_seed is None else None)
 
 
@@ -214,8 +219,3 @@ def _width(choice: EncoderChoice) -> int:
 
 def _path(choice: EncoderChoice) -> Path:
     return weights_file(choice, suffix=".npz", fetch=_FETCH)
-
-
-def _check(choice: EncoderChoice) -> None:
-    if choice.random_seed is not None and choice.weights is not None:
-        raise ConfigError(f"encoder {choice.name}: give weights or random_seed, not both")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from isoformer.encoders.registry import EncoderChoice
-from isoformer.errors import EncoderError
+from isoformer.errors import ConfigError, EncoderError
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +42,12 @@ def weights_file(choice: EncoderChoice, *, suffix: str, fetch: str) -> Path:
     if not path.is_file() or path.suffix != suffix:
         raise EncoderError(f"encoder {choice.name}: weights {path} is not a {suffix} file; {fetch}")
     return path
+
+
+def refuse_weights_with_seed(choice: EncoderChoice) -> None:
+    """ConfigError where a single-file encoder is given both: its shapes are known without a file."""
+    if choice.random_seed is not None and choice.weights is not None:
+        raise ConfigError(f"encoder {choice.name}: give weights or random_seed, not both")
 
 
 def state_file(folder: Path) -> Path:
@@ -80,6 +86,11 @@ def choice_digest(choice: EncoderChoice, path: Path | None) -> str:
     if path is None:
         raise EncoderError(f"encoder {choice.name} comes without weights: give `weights`")
     return file_digest(path)
+
+
+def folder_digest(choice: EncoderChoice) -> str:
+    """As `choice_digest`, for encoders whose weights are a folder."""
+    return choice_digest(choice, state_file(weights_folder(choice)) if choice.random_seed is None else None)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

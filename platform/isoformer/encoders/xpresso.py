@@ -25,8 +25,13 @@ from numpy.typing import NDArray
 from isoformer.encoders.letters import NUCLEOTIDES, clean_sequence, joined_letters, split_letters
 from isoformer.encoders.registry import EncoderChoice
 from isoformer.encoders.spec import Encoded, EncoderSpec, Packed, Tokenized
-from isoformer.encoders.weights_files import check_names_and_shapes, choice_digest, weights_file
-from isoformer.errors import ConfigError, EncoderError
+from isoformer.encoders.weights_files import (
+    check_names_and_shapes,
+    choice_digest,
+    refuse_weights_with_seed,
+    weights_file,
+)
+from isoformer.errors import EncoderError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +59,7 @@ _FETCH: Final = "download a .h5 from the Xpresso repository (github.com/vagarwal
 
 
 def get_spec(choice: EncoderChoice) -> EncoderSpec:
-    _check(choice)
+    refuse_weights_with_seed(choice)
     return EncoderSpec(
         name=choice.name,
         family="xpresso",
@@ -81,13 +86,13 @@ def load_tokenizer(choice: EncoderChoice) -> XpressoTokenizer:
 
 
 def load_encoder(choice: EncoderChoice, device: str) -> XpressoEncoder:
-    _check(choice)
+    refuse_weights_with_seed(choice)
     arrays = read_keras_file(_path(choice)) if choice.random_seed is None else _random(choice.random_seed)
     return XpressoEncoder(get_spec(choice), arrays, weights_digest=weights_digest(choice), device=device)
 
 
 def weights_digest(choice: EncoderChoice) -> str:
-    _check(choice)
+    refuse_weights_with_seed(choice)
     return choice_digest(choice, _path(choice) if choice.random_seed is None else None)
 
 
@@ -187,8 +192,3 @@ def _chunks(codes: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
 
 def _path(choice: EncoderChoice) -> Path:
     return weights_file(choice, suffix=".h5", fetch=_FETCH)
-
-
-def _check(choice: EncoderChoice) -> None:
-    if choice.random_seed is not None and choice.weights is not None:
-        raise ConfigError(f"encoder {choice.name}: give weights or random_seed, not both")
