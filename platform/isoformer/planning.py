@@ -64,7 +64,7 @@ class PrepareConfig(FrozenConfig):
         default="quarantine", description="CDS out of frame or with an internal stop"
     )
     internal_tga: InternalTga = Field(
-        default="stop", description="how an internal TGA without annotation is read"
+        default="known_selenoproteins", description="where an internal TGA without annotation reads U"
     )
     split: SplitConfig = SplitConfig()
     shards: int | None = Field(

@@ -13,7 +13,7 @@ import itertools
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from isoformer.sequences import (
     MITOCHONDRIAL_CODE,
@@ -25,9 +25,55 @@ from isoformer.sequences import (
 )
 
 BrokenCds = Literal["quarantine", "no_protein"]
-InternalTga = Literal["stop", "selenocysteine"]
+InternalTga = Literal["known_selenoproteins", "stop", "selenocysteine"]
 Lengths = tuple[int | None, int | None, int | None]
 NO_LENGTHS: Lengths = (None, None, None)
+SELENOPROTEIN_GENES: Final = frozenset(
+    [
+        "GPX1",
+        "GPX2",
+        "GPX3",
+        "GPX4",
+        "GPX6",
+        "TXNRD1",
+        "TXNRD2",
+        "TXNRD3",
+        "DIO1",
+        "DIO2",
+        "DIO3",
+        "SEPHS2",
+        "MSRB1",
+        "SELENOF",
+        "SELENOH",
+        "SELENOI",
+        "SELENOK",
+        "SELENOM",
+        "SELENON",
+        "SELENOO",
+        "SELENOP",
+        "SELENOS",
+        "SELENOT",
+        "SELENOV",
+        "SELENOW",
+        "SEPX1",
+        "SEP15",
+        "C11orf31",
+        "EPT1",
+        "SELK",
+        "SELM",
+        "SEPN1",
+        "SELO",
+        "SEPP1",
+        "SELS",
+        "VIMP",
+        "SELT",
+        "SELV",
+        "SEPW1",
+        "TXNRD3NB",
+    ]
+)
+"""The 25 human selenoprotein genes (Gladyshev et al. 2016, doi 10.1074/jbc.M116.756155), and older symbols.
+"""
 
 
 class QuarantinedError(Exception):
@@ -57,7 +103,7 @@ def splice(
     genome: Genome,
     *,
     broken_cds: BrokenCds = "quarantine",
-    internal_tga: InternalTga = "stop",
+    internal_tga: InternalTga = "known_selenoproteins",
 ) -> Spliced:
     """Cut out and join a transcript's exons, and translate its CDS where it has one.
 
@@ -155,7 +201,7 @@ def _protein(
         code=code,
         complete_start=complete_start,
         selenocysteine_codons=_selenocysteine_codons(row, coding, phase),
-        any_tga_is_selenocysteine=bool(row["seleno"]) or internal_tga == "selenocysteine",
+        any_tga_is_selenocysteine=_reads_tga(row, internal_tga),
     )
     notes = {
         "cds_start_incomplete": int(not complete_start),
@@ -168,6 +214,12 @@ def _protein(
         where = ", ".join(str(index + 1) for index in found.internal_stops[:5])
         raise QuarantinedError("internal_stop", f"{len(found.internal_stops)} in the CDS, at residue {where}")
     return found.protein or None, notes
+
+
+def _reads_tga(row: Mapping[str, Any], internal_tga: InternalTga) -> bool:
+    """Whether an internal TGA without a feature of its own reads U."""
+    known = internal_tga == "known_selenoproteins" and row.get("gene_name") in SELENOPROTEIN_GENES
+    return bool(row["seleno"]) or known or internal_tga == "selenocysteine"
 
 
 def _phase(row: Mapping[str, Any]) -> int:

@@ -102,10 +102,20 @@ def test_internal_stop_is_quarantined_or_kept_without_protein() -> None:
     assert single("ATGTAAGCTTAA", broken_cds="no_protein").notes["internal_stop"] == 1
 
 
-@pytest.mark.parametrize("how", [{"sec_starts": [3]}, {"seleno": True}, {"internal_tga": "selenocysteine"}])
+@pytest.mark.parametrize(
+    "how",
+    [{"sec_starts": [3]}, {"seleno": True}, {"gene_name": "SELENOM"}, {"internal_tga": "selenocysteine"}],
+)
 def test_selenocysteine(how: dict[str, Any]) -> None:
     found = single("ATGTGAGCTTAA", **how)
     assert (found.protein, found.notes["selenocysteine"]) == ("MUA", 1)
+
+
+def test_a_known_selenoprotein_can_be_read_strictly() -> None:
+    with pytest.raises(QuarantinedError, match="internal_stop"):
+        single("ATGTGAGCTTAA", gene_name="SELENOM", internal_tga="stop")
+    with pytest.raises(QuarantinedError, match="internal_stop"):
+        single("ATGTAAGCTTAA", gene_name="SELENOM")
 
 
 def test_selenocysteine_feature_on_the_minus_strand_and_across_introns() -> None:
