@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -30,32 +30,12 @@ from isoformer.training.pretrain_batches import (
 )
 from isoformer.training.pretrain_corpus import Corpus
 
+if TYPE_CHECKING:
+    from isoformer.training.pretrain import PretrainConfig
+
 # T tokens, V vocabulary
 
 ADAM_BETAS = (0.9, 0.98)  # ESM-2's
-
-
-class Schedule(Protocol):
-    """What `fit` needs to know; `PretrainConfig` is one."""
-
-    @property
-    def steps(self) -> int: ...
-    @property
-    def max_minutes(self) -> float | None: ...
-    @property
-    def batch_tokens(self) -> int: ...
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def warmup_steps(self) -> int: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def validate_every_steps(self) -> int: ...
-    @property
-    def validation_tokens(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
 
 
 class MaskedLanguageModel(nn.Module):
@@ -88,7 +68,7 @@ Report = Callable[[dict[str, float], MaskedLanguageModel, Callable[[Path], None]
 
 
 def fit(
-    config: Schedule,
+    config: PretrainConfig,
     architecture: TransformerConfig,
     alphabet: Alphabet,
     corpus: Corpus,
@@ -145,7 +125,7 @@ def new_model(architecture: TransformerConfig, counts: Tensor, seed: int) -> Mas
     return model
 
 
-def learning_rate_at(config: Schedule, step: int, done: float) -> float:
+def learning_rate_at(config: PretrainConfig, step: int, done: float) -> float:
     """Linear warm-up, then a cosine down to a tenth of a percent of the peak."""
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
     return config.learning_rate * warm * (0.001 + 0.999 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
@@ -180,7 +160,7 @@ def _baselines(batches: list[MaskedBatch], counts: Tensor) -> dict[str, float]:
     }
 
 
-def _optimiser(model: nn.Module, config: Schedule) -> torch.optim.AdamW:
+def _optimiser(model: nn.Module, config: PretrainConfig) -> torch.optim.AdamW:
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [
@@ -208,7 +188,7 @@ def _batches_from(
         progress.next_batch = 0
 
 
-def _done(config: Schedule, progress: Progress) -> float:
+def _done(config: PretrainConfig, progress: Progress) -> float:
     by_time = progress.seconds / (60 * config.max_minutes) if config.max_minutes else 0.0
     return max(progress.step / config.steps, by_time)
 
