@@ -27,7 +27,7 @@ from isoformer.sources.reference import reference_key
 from isoformer.storage import open_storage
 from tiny_dataset import write_dataset
 
-SHARDS = 16
+SHARDS = 8
 DRIVER = Path(__file__).with_name("driver.py")
 
 

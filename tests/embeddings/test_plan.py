@@ -130,7 +130,7 @@ def test_a_changed_reference_is_noticed(root: str, tmp_path: Path) -> None:
         data = open_storage(other).read_bytes(reference_key(str(theirs.reference_digest)) + suffix)
         storage.write_bytes(reference_key(str(mine.reference_digest)) + suffix, data)
     source = TranscriptsSource.of(storage, mine, cache_dir=str(tmp_path / "cache"))
-    with pytest.raises(StorageError, match="the reference was changed or damaged; prepare the dataset again"):
+    with pytest.raises(StorageError, match="the reference was changed or damaged; prepare again"):
         tokenise(source, 0, EncoderChoice(name="composition-dna"))
 
 

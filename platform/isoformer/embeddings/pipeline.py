@@ -82,15 +82,18 @@ class EmbedReport:
 Progress = Callable[[EmbedProgress], None]
 
 
-def embed(config: EmbedConfig, root: str, *, progress: Progress | None = None) -> EmbedReport:
+def embed(
+    config: EmbedConfig, root: str, *, planned: Plan | None = None, progress: Progress | None = None
+) -> EmbedReport:
     """Make what is missing under `root`. Ray must be connected, unless there is nothing to do.
 
+    `planned` is the plan of the same configuration and root, where the caller has made it just now.
     Raises what `plan` raises; StorageError where a worker cannot read or write; EncoderError where an encoder
     cannot be loaded or a sequence does not fit the device; ClusterError where Ray cannot do its part.
     """
     started_at = time.time()
     nodes = _alive_nodes()
-    planned = plan(config, root, nodes=nodes)
+    planned = planned or plan(config, root, nodes=nodes)
     summaries: list[ShardSummary] = []
     for summary in _run(config, planned, nodes) if planned.work else ():
         summaries.append(summary)

@@ -170,7 +170,7 @@ def _cut(source: TranscriptsSource, row: Mapping[str, Any]) -> str:
         place = f"{row['chromosome']}:{row['window_start_bp']}-{row['window_end_bp']} ({row['strand']})"
         raise StorageError(
             f"{source.storage.uri}: {place} of its reference has digest {sequence_digest(window)}, its "
-            f"transcripts say {row['dna_digest']}: the reference was changed or damaged; prepare the dataset again"
+            f"transcripts say {row['dna_digest']}: the reference was changed or damaged; prepare again"
         )
     return window
 
