@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import EsmForMaskedLM
 
+from isoformer.config import build, load_yaml
 from isoformer.encoders.registry import EncoderChoice, get_spec, load_encoder, load_tokenizer
 from isoformer.encoders.spec import pack
 from isoformer.errors import EncoderError
@@ -101,6 +102,7 @@ def test_the_export_opens_with_the_registry_and_with_the_library(corpus: Corpus,
         ids = torch.from_numpy(tokens.token_ids).long()[None]
         theirs = library.esm(ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0, 1:-1]
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert build(PretrainConfig, load_yaml(folder / "pretrain.yaml")) == SETTINGS
     card = (folder / "model_card.md").read_text(encoding="utf-8")
     for words in ("tiny", "made-up.fa", "unigram", "uniform", "Held out", "No expression value was used"):
         assert words in card

@@ -3,9 +3,9 @@
     read the corpus → pack and mask → train on Ray Train, validating on held-out genes → export at each
     validation
 
-Writes `<root>/encoders/<name>/{config.json,model.safetensors,model_card.md}`, which `EncoderChoice.weights`
-takes, and checkpoints under `<root>/pretraining/<name>/`: a run with the same name goes on from the last
-one.
+Writes `<root>/encoders/<name>/` (config.json, model.safetensors, model_card.md, pretrain.yaml), a folder that
+`EncoderChoice.weights` takes, and checkpoints under `<root>/pretraining/<name>/`: a run with the same name goes
+on from the last one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import Field
 
-from isoformer.config import FrozenConfig, build
+from isoformer.config import FrozenConfig, build, to_yaml
 from isoformer.encoders import esm2
 from isoformer.encoders import nucleotide_transformer as ntv2
 from isoformer.encoders.transformer_config import TransformerConfig
@@ -204,7 +204,14 @@ def export_encoder(
         "excluded_genes": f", nor of those in `{Path(excluded).name}`" if excluded else "",
     }
     card = model_card(config.name, config.modality, model.esm.config, corpus, facts)
-    export(open_storage(root), encoder_prefix(config.name), model, card=card, modality=config.modality)
+    export(
+        open_storage(root),
+        encoder_prefix(config.name),
+        model,
+        card=card,
+        modality=config.modality,
+        settings=to_yaml(config),
+    )
 
 
 def encoder_prefix(name: str) -> str:

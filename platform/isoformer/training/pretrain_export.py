@@ -1,4 +1,4 @@
-"""A pre-trained encoder as files: `config.json`, `model.safetensors` (float16) and `model_card.md`.
+"""A pre-trained encoder as files: `config.json`, `model.safetensors` (float16), card, settings.
 
 The names in config.json and in the weights are the published ones, so the folder also opens with other tools.
 """
@@ -31,9 +31,15 @@ _ARCHITECTURE: Final[Mapping[Modality, str]] = {
 
 
 def export(
-    storage: Storage, prefix: str, model: MaskedLanguageModel, *, card: str, modality: Modality
+    storage: Storage,
+    prefix: str,
+    model: MaskedLanguageModel,
+    *,
+    card: str,
+    modality: Modality,
+    settings: str,
 ) -> None:
-    """Write the three files under `prefix`, the weights last. EncoderError where a weight is not finite."""
+    """Write the files under `prefix`, the weights last. EncoderError where a weight is not finite."""
     from safetensors.torch import save
 
     halves = {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}
@@ -43,6 +49,7 @@ def export(
     config = json.dumps(published_config(model.esm.config, modality), indent=2) + "\n"
     storage.write_bytes(f"{prefix}/config.json", config.encode())
     storage.write_bytes(f"{prefix}/model_card.md", card.encode())
+    storage.write_bytes(f"{prefix}/pretrain.yaml", settings.encode())
     storage.write_bytes(f"{prefix}/model.safetensors", io.BytesIO(save(halves, {"format": "pt"})).getvalue())
 
 
