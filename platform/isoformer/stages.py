@@ -105,12 +105,13 @@ def run_embed(settings: Settings, out: Output) -> EmbedReport:
 
 def run_train(settings: Settings, out: Output, *, resume: bool = False) -> TrainResult:
     """Train on Ray Train, tracked as one MLflow run. Ray must be connected."""
-    from isoformer.tracking import TrackedRun, Tracker, flat_params
+    from isoformer.tracking import TrackedRun, Tracker, flat_params, run_key
     from isoformer.training.train import train
 
     config = settings.train_config()
     with Tracker(settings.tracking.for_root(settings.root)) as tracker, out.progress("train") as advance:
-        run = tracker.start_run(settings.run, params=flat_params(config))
+        key = run_key(settings.root, settings.run)
+        run = tracker.start_run(settings.run, key=key, params=flat_params(config))
         tracker.log_text(run, to_yaml(settings), "config.yaml")
         try:
             result = train(
@@ -185,6 +186,7 @@ def run_evaluate(settings: Settings, out: Output, *, ablation: bool = True) -> d
     """Score the run on its test genes, then every modality subset; both tables shown and saved beside it."""
     from isoformer.evaluate import evaluate
     from isoformer.report.console_table import print_table
+    from isoformer.tracking import Tracker, log_ablation, log_evaluation, run_key
 
     evaluation = evaluate(settings.root, settings.run, draws=settings.evaluate.draws)
     if not out.as_json:
@@ -195,6 +197,12 @@ def run_evaluate(settings: Settings, out: Output, *, ablation: bool = True) -> d
         if not out.as_json:
             print_table(table, out.console, title="What each modality brings")
         result["ablation"] = table.model_dump(mode="json")
+    with Tracker(settings.tracking.for_root(settings.root)) as tracker:
+        run = tracker.start_run(settings.run, key=run_key(settings.root, settings.run))
+        log_evaluation(tracker, run, evaluation)
+        if ablation:
+            log_ablation(tracker, run, table)
+        tracker.end_run(run)
     return result
 
 

@@ -6,15 +6,17 @@ import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from isoformer.errors import StorageError
+from isoformer.evaluate import Evaluation
 from isoformer.report import build_report, print_table
 from isoformer.report.figures import best_so_far, row_title
 from isoformer.scores import ScoreTable
-from isoformer.tracking import TrackingConfig
+from isoformer.tracking import TrackingConfig, log_evaluation
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -146,6 +148,29 @@ def test_the_terminal_table_names_labels_and_protocol(full_root: Path) -> None:
     assert "What each modality brings" in text and "0.120 ± 0.020 [0.040, 0.190]" in text
     assert "measured GTEx gene mean TPM" in text and "5 folds by gene" in text and "random" in text
     assert row_title(table.rows[0]) == "length (ridge, no encoder)"
+
+
+def test_an_evaluation_is_three_metrics_and_tables_in_the_tracker(full_root: Path) -> None:
+    class Recorder:
+        def __init__(self) -> None:
+            self.metrics: dict[str, float] = {}
+            self.texts: dict[str, str] = {}
+
+        def log_metrics(self, run: str, metrics: dict[str, float]) -> None:
+            self.metrics |= metrics
+
+        def set_tags(self, run: str, tags: dict[str, str]) -> None:
+            pass
+
+        def log_text(self, run: str, text: str, path: str) -> None:
+            self.texts[path] = text
+
+    evaluation = Evaluation.model_validate_json((full_root / "runs/final/evaluation.json").read_text())
+    recorder: Any = Recorder()
+    log_evaluation(recorder, "run", evaluation)
+    assert recorder.metrics == {"test_r2": 0.31, "test_spearman": 0.51, "test_pearson": 0.53}
+    assert set(recorder.texts) == {"evaluation/scores.csv", "evaluation/per_tissue.csv"}
+    assert len(recorder.texts["evaluation/per_tissue.csv"].splitlines()) == 1 + 2 * 30
 
 
 def test_best_so_far_ignores_trials_that_did_not_finish() -> None:

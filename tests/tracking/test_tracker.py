@@ -9,7 +9,16 @@ import pytest
 
 from isoformer.config import build
 from isoformer.errors import ConfigError, StorageError
-from isoformer.tracking import Tracker, TrackingConfig, dataset_tags, flat_params, open_line, probe, replay
+from isoformer.tracking import (
+    Tracker,
+    TrackingConfig,
+    dataset_tags,
+    flat_params,
+    open_line,
+    probe,
+    replay,
+    run_key,
+)
 from isoformer.tracking.journal import Event
 from isoformer.tracking.sink import RejectedError
 
@@ -80,7 +89,7 @@ def test_what_a_dead_sink_never_took_is_replayed(config: TrackingConfig) -> None
     sink = MemorySink()
     report = replay(config, sink=sink)
     assert (report.sent, report.rejected, report.waiting) == (2, 0, 0)
-    assert sink.events[0]["tags"] == {"a": "b"} and sink.events[1]["values"] == {"loss": 0.5}
+    assert sink.events[0]["tags"]["a"] == "b" and sink.events[1]["values"] == {"loss": 0.5}
     assert replay(config, sink=sink).sent == 0
     assert len(sink.events) == 2
 
@@ -176,6 +185,12 @@ def test_tags_and_params_say_what_the_numbers_rest_on() -> None:
     assert tags["data_fingerprint"] == "abc" and tags["encoder_key.rna"].startswith("ntv2-tiny-rna")
     assert "+" in tags["code_version"]
     assert flat_params({"model": {"heads": 4}, "seed": 0}) == {"model.heads": "4", "seed": "0"}
+
+
+def test_training_and_evaluation_of_a_folder_are_one_run(tmp_path: Path) -> None:
+    assert run_key(str(tmp_path), "final") == run_key(f"file://{tmp_path}", "final")
+    assert run_key(str(tmp_path), "final") != run_key(str(tmp_path), "other")
+    assert run_key("s3://bucket/a/", "final") == run_key("s3://bucket/a", "final")
 
 
 def test_probe_says_where_no_server_answers(tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from isoformer.tracking.config import (
     flat_params,
     local_path,
     open_line,
+    run_key,
 )
+from isoformer.tracking.scores import log_ablation, log_evaluation
 from isoformer.tracking.tracker import ReplayReport, TrackedRun, Tracker, probe, replay
 
 __all__ = [
@@ -28,7 +30,10 @@ __all__ = [
     "dataset_tags",
     "flat_params",
     "local_path",
+    "log_ablation",
+    "log_evaluation",
     "open_line",
     "probe",
     "replay",
+    "run_key",
 ]

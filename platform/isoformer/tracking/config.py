@@ -95,6 +95,12 @@ def open_line(config: TrackingConfig, *, port: int = 5000) -> str:
     return f"{_mlflow_command()} ui --backend-store-uri {store} --host 127.0.0.1 --port {port}"
 
 
+def run_key(root: str, run: str) -> str:
+    """The tracker's key of a run folder: training and evaluation write to the same MLflow run."""
+    place = str(local_path(root) or root.rstrip("/"))
+    return hashlib.blake2b(f"{place}|{run}".encode(), digest_size=16).hexdigest()
+
+
 def dataset_tags(fingerprint: str, encoder_keys: Mapping[str, str], label_provenance: str) -> dict[str, str]:
     """The tags that every run carries: which data, which encoders, what the labels are, which code."""
     keys = {f"encoder_key.{modality}": key for modality, key in encoder_keys.items()}

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from isoformer.errors import StorageError
-from isoformer.tracking.config import TrackingConfig
+from isoformer.tracking.config import TrackingConfig, code_version
 from isoformer.tracking.journal import Event, Journal, read_outstanding
 from isoformer.tracking.shipper import Shipper, Sink, first_line
 from isoformer.tracking.sink import MlflowSink
@@ -56,7 +56,8 @@ class Tracker:
     ) -> str:
         """Open a run and return its key; an existing `key` is opened again. `parent` is the parent's key."""
         key = key or uuid.uuid4().hex
-        event = {"name": name, "parent": parent, "tags": dict(tags or {}), "params": dict(params or {})}
+        stated = {"code_version": code_version(), **(tags or {})}
+        event = {"name": name, "parent": parent, "tags": stated, "params": dict(params or {})}
         self._put({"op": "start", "run": key, "time": _now_ms(), **event})
         return key
 
