@@ -7,17 +7,15 @@ workers at once and is raised in the driver as what it was.
 
 from __future__ import annotations
 
-import os
 import threading
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 from isoformer import errors
 from isoformer.errors import ClusterError, IsoformerError
-from isoformer.storage import open_storage
+from isoformer.storage import S3Storage
 from isoformer.training.config import TrainConfig
 from isoformer.training.data import PinnedDataset
 from isoformer.training.runs import RunFolder, RunSettings
@@ -51,8 +49,7 @@ def run_workers(
         train_worker,
         train_loop_config={
             "train": settings.train.model_dump(mode="json"),
-            "root": folder.storage.uri,
-            "run": folder.run,
+            "folder": folder,
             "data": [ray.put(data)],
             "queue": queue,
         },
@@ -89,7 +86,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         fit_in_folder(
             TrainConfig.model_validate(loop_config["train"]),
             _fetched(loop_config["data"]),
-            RunFolder(open_storage(loop_config["root"]), loop_config["run"]),
+            loop_config["folder"],
             outbox=outbox,
             rank=rank,
             world_size=world_size,
@@ -195,10 +192,10 @@ def _uses_gpu(config: TrainConfig) -> bool:
 
 def _ray_storage(folder: RunFolder) -> tuple[str, Any]:
     """Where Ray Train keeps its own state: beside the run, so that every node sees it."""
-    if not folder.storage.uri.startswith("s3://"):
+    storage = folder.storage
+    if not isinstance(storage, S3Storage):
         return f"{folder.uri}/ray", None
     from pyarrow import fs
 
-    parts = urlsplit(folder.storage.uri)
-    path = "/".join(part for part in (parts.netloc, parts.path.strip("/"), folder.prefix + "ray") if part)
-    return path, fs.S3FileSystem(endpoint_override=os.environ.get("AWS_ENDPOINT_URL"))
+    path = "/".join(part for part in (storage.bucket, storage.prefix, f"{folder.prefix}ray") if part)
+    return path, fs.S3FileSystem(endpoint_override=storage.endpoint)
