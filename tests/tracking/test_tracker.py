@@ -94,6 +94,17 @@ def test_what_a_dead_sink_never_took_is_replayed(config: TrackingConfig) -> None
     assert len(sink.events) == 2
 
 
+def test_the_next_tracker_sends_what_a_killed_one_left(config: TrackingConfig) -> None:
+    killed = Tracker(config, sink=MemorySink(down=True))
+    killed.start_run("killed")
+    killed.close()
+    sink = MemorySink()
+    with Tracker(config, sink=sink) as tracker:
+        tracker.start_run("next")
+    assert [event["name"] for event in sink.events] == ["killed", "next"]
+    assert not list(config.journal_folder.glob("*.jsonl"))
+
+
 def test_replay_leaves_a_living_tracker_alone(config: TrackingConfig) -> None:
     tracker = Tracker(config, sink=MemorySink(down=True))
     tracker.start_run("final")

@@ -33,7 +33,7 @@ from isoformer.sweep.study import (
     require_new,
     trial_rows,
 )
-from isoformer.tracking import Tracker, TrackingConfig, dataset_tags, local_path, replay
+from isoformer.tracking import Tracker, TrackingConfig, dataset_tags, local_path
 
 if TYPE_CHECKING:
     import optuna
@@ -102,8 +102,6 @@ def sweep(
     concurrent = concurrent_trials(config)
     storage = open_storage(root)
     tracking = (tracking or TrackingConfig()).for_root(root)
-    if resume:
-        replay(tracking)
     with (
         _study_folder(storage, root, config.study, tracking, resume=resume) as folder,
         Tracker(tracking) as tracker,
@@ -121,7 +119,7 @@ def sweep(
         except BaseException:
             tracker.end_run(run, status="KILLED")
             raise
-        result = replace(_result(study, searcher, config, folder), seconds=time.perf_counter() - started)
+        result = replace(_result(study, searcher, config, folder), seconds=_seconds(study, started))
         _write(result, storage, local=local_path(root) is not None)
         _close_parent(result, run, tracker)
     _require_one_finished(result)
@@ -222,6 +220,13 @@ def _result(study: optuna.Study, searcher: StudySearcher, config: SweepConfig, f
         importances=importances(study),
         space=searcher.space.model_dump(mode="json"),
     )
+
+
+def _seconds(study: optuna.Study, started: float) -> float:
+    """Of this session and the finished ones before it."""
+    seconds = study.user_attrs.get("seconds", 0.0) + time.perf_counter() - started
+    study.set_user_attr("seconds", seconds)
+    return seconds
 
 
 def _write(result: SweepResult, storage: Storage, *, local: bool) -> None:

@@ -30,18 +30,21 @@ class Sink(Protocol):
 class Shipper(threading.Thread):
     """Takes events from callers and hands them to the sink, in order, until told to stop."""
 
-    def __init__(
-        self, sink: Sink, journal: Journal, config: TrackingConfig, *, backlog: list[Event] | None = None
-    ) -> None:
+    def __init__(self, sink: Sink, journal: Journal, config: TrackingConfig) -> None:
         super().__init__(name="isoformer-tracking", daemon=True)
         self._sink = sink
         self._journal = journal
         self._config = config
-        self._pending: deque[Event] = deque(backlog or [])
+        self._pending: deque[Event] = deque(journal.outstanding)
         self._changed = threading.Condition()
         self._closing = False
         self._failures = 0
         self._down = False
+
+    @property
+    def rejected(self) -> int:
+        """Events that MLflow refused for good."""
+        return self._journal.rejected
 
     def put(self, event: Event) -> None:
         with self._changed:

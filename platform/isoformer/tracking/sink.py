@@ -50,6 +50,8 @@ class MlflowSink:
                 self._metrics(events)
             else:
                 getattr(self, f"_{events[0]['op']}")(events[0])
+        except LookupError as error:
+            raise RejectedError(str(error)) from error
         except MlflowException as error:
             if error.error_code in REFUSED_FOR_GOOD:
                 raise RejectedError(str(error)) from error

@@ -6,7 +6,8 @@
         tracker.end_run(run)
 
 `run` is our own key: it can be handed to another process, which logs to the same run through its own Tracker.
-On any rank but zero every call does nothing. A failing server is reported once; events wait in the journal.
+On any rank but zero every call does nothing. A failing server is reported once; events wait in the journal,
+and the next tracker on the same folder sends them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Literal, Self
 
 from isoformer.errors import StorageError
 from isoformer.tracking.config import TrackingConfig, code_version
-from isoformer.tracking.journal import Event, Journal, read_outstanding
+from isoformer.tracking.journal import Event, Journal
 from isoformer.tracking.shipper import Shipper, Sink, first_line
 from isoformer.tracking.sink import MlflowSink
 
@@ -40,8 +41,11 @@ class Tracker:
         self.config = config
         self._metric_keys: dict[str, set[str]] = defaultdict(set)
         self._shipper: Shipper | None = None
+        self.taken_over = (0, 0)
+        self.rejected = 0
         if config.enabled and rank == 0:
             journal = Journal.create(config.journal_folder)
+            self.taken_over = journal.take_over()
             self._shipper = Shipper(sink or MlflowSink(config), journal, config)
             self._shipper.start()
 
@@ -108,7 +112,9 @@ class Tracker:
         if self._shipper is None:
             return 0
         shipper, self._shipper = self._shipper, None
-        return shipper.close(self.config.close_seconds)
+        left = shipper.close(self.config.close_seconds)
+        self.rejected = shipper.rejected
+        return left
 
     def __enter__(self) -> Self:
         return self
@@ -164,23 +170,14 @@ class ReplayReport:
 
 
 def replay(config: TrackingConfig, *, sink: Sink | None = None) -> ReplayReport:
-    """Send the events of journals that their owners left behind (a dead server, a killed process)."""
-    sent = rejected = in_use = waiting = 0
-    paths = sorted(config.journal_folder.glob("*.jsonl")) if config.journal_folder.is_dir() else []
-    for path in paths:
-        if not read_outstanding(path):
-            continue
-        journal = Journal.adopt(path)
-        if journal is None:
-            in_use += 1
-            continue
-        backlog = journal.outstanding
-        shipper = Shipper(sink or MlflowSink(config), journal, config, backlog=backlog)
-        shipper.start()
-        left = shipper.close(config.close_seconds)
-        sent += len(backlog) - left - journal.rejected
-        rejected, waiting = rejected + journal.rejected, waiting + left
-    return ReplayReport(sent=sent, rejected=rejected, in_use=in_use, waiting=waiting)
+    """Send the events of journals that their owners left behind (a dead server, a killed process).
+
+    Every new Tracker does so too; this is for when there is nothing new to track.
+    """
+    tracker = Tracker(config, sink=sink)
+    taken, in_use = tracker.taken_over
+    waiting, rejected = tracker.close(), tracker.rejected
+    return ReplayReport(sent=taken - waiting - rejected, rejected=rejected, in_use=in_use, waiting=waiting)
 
 
 def _now_ms() -> int:
