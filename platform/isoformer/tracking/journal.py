@@ -61,8 +61,8 @@ class Journal:
     def take_over(self) -> tuple[int, int]:
         """Copy in what journals beside this one left outstanding, and delete them.
 
-        Returns the number of events taken and of journals left alone because their owners live. A kill between
-        copy and deletion sends events twice, which MLflow does not notice.
+        Returns the number of events taken, and of journals left alone because their owners live. A kill
+        between copy and deletion sends events twice, which MLflow does not notice.
         """
         taken = alive = 0
         for path in sorted(self.path.parent.glob("*.jsonl")):
