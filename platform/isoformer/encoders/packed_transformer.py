@@ -34,6 +34,7 @@ from isoformer.errors import EncoderError
 
 # T tokens of all sequences, B sequences, L tokens of one, D width, H heads, E width of a head, V vocabulary
 
+START_DEVIATION = 0.02
 _TRAINED_MASK_RATIO = 0.15 * 0.8  # the share of tokens that was <mask> while ESM-2 was trained
 _PROJECTIONS = ("query", "key", "value")
 _UNUSED = ("lm_head.", "contact_head.", "pooler.", "embeddings.position_")
@@ -161,7 +162,7 @@ def initialise(module: nn.Module, seed: int) -> None:
     with torch.no_grad():
         for child in module.modules():
             if isinstance(child, nn.Linear | nn.Embedding):
-                child.weight.normal_(0.0, 0.02, generator=generator)
+                child.weight.normal_(0.0, START_DEVIATION, generator=generator)
             if isinstance(child, nn.Linear) and child.bias is not None:
                 child.bias.zero_()
 

@@ -3,9 +3,9 @@
     read the corpus → pack and mask → train on Ray Train, validating on held-out genes → export at each
     validation
 
-Writes `<root>/encoders/<name>/` (config.json, model.safetensors, model_card.md, pretrain.yaml), a folder that
-`EncoderChoice.weights` takes, and checkpoints under `<root>/pretraining/<name>/`: a run with the same name goes
-on from the last one.
+Writes `<root>/encoders/<name>/` (config.json, model.safetensors, model_card.md, pretrain.yaml), a folder
+that `EncoderChoice.weights` takes, and checkpoints under `<root>/pretraining/<name>/`: a run with the same
+name goes on from the last one.
 """
 
 from __future__ import annotations

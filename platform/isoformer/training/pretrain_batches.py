@@ -18,6 +18,7 @@ from isoformer.encoders import esm2
 from isoformer.encoders import nucleotide_transformer as ntv2
 from isoformer.schema import Modality
 from isoformer.sequences import reverse_complement
+from isoformer.training.pretrain_start import six_mer_embedding
 
 MASKED_SHARE: Final = 0.15
 SHORTEST_PROTEIN: Final = 20
@@ -33,6 +34,7 @@ class Alphabet(Protocol):
 
     def tokens(self, letters: str, rng: np.random.Generator | None) -> NDArray[np.int32]: ...
     def estimated_tokens(self, letters: str) -> int: ...
+    def embedding_start(self, width: int, seed: int) -> NDArray[np.float32] | None: ...
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,9 @@ class ProteinAlphabet:
     def estimated_tokens(self, letters: str) -> int:
         return min(len(letters), self._most) + 2
 
+    def embedding_start(self, width: int, seed: int) -> NDArray[np.float32] | None:
+        return None  # twenty letters: nothing to share
+
 
 class NucleotideAlphabet:
     """Nucleotide Transformer's tokens. 6-mers and single letters are letters; N is never chosen."""
@@ -87,6 +92,9 @@ class NucleotideAlphabet:
 
     def estimated_tokens(self, letters: str) -> int:
         return min(len(letters), self._most_letters) // ntv2.WORD + 4
+
+    def embedding_start(self, width: int, seed: int) -> NDArray[np.float32] | None:
+        return six_mer_embedding(width, seed)
 
 
 def alphabet_of(modality: Modality, max_tokens: int) -> Alphabet:

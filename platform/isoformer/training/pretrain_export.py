@@ -29,6 +29,11 @@ _ARCHITECTURE: Final[Mapping[Modality, str]] = {
     "rna": "Nucleotide Transformer v2 (pre-norm, rotary positions, gated SiLU feed-forward, 6-mer tokens)",
 }
 
+_START: Final = """
+The embedding of the 6-mers did not start at random: it started as a random rotation of their letters and of
+their counts of 1-, 2- and 3-mers, with noise. Part of what the features say about composition is that
+start's, not the training's; random weights of this encoder (`random_seed`) do not have it."""
+
 
 def export(
     storage: Storage,
@@ -84,6 +89,7 @@ def model_card(
     files = [f"`{source}`" for source in corpus.sources]
     sources = "\n".join(f"- {line}" for line in [*files, *facts["source_notes"]])
     unit = "residue" if modality == "protein" else "6-mer token"
+    start = "" if modality == "protein" else _START
     return f"""# {name}
 
 A **tiny** {modality} language model, trained from scratch by this project's own `pretrain` job so that a
@@ -117,7 +123,7 @@ Masked language modelling, 15% of the tokens chosen (80% mask, 10% random, 10% k
 rate {facts["learning_rate"]}, {facts["warmup_steps"]} warm-up steps, cosine decay, batches of about \
 {facts["batch_tokens"]:,} tokens, seed {facts["seed"]}.
 {int(metrics["step"]):,} steps, {int(metrics["tokens"]):,} tokens (epoch {int(metrics["epoch"]) + 1}), \
-{metrics["seconds"] / 60:.0f} minutes, {facts["workers"]} CPU process(es) of one thread.
+{metrics["seconds"] / 60:.0f} minutes, {facts["workers"]} CPU process(es) of one thread.{start}
 
 ## How well it predicts a masked {unit} of held-out genes
 | | perplexity | accuracy |

@@ -12,13 +12,18 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from isoformer.encoders.packed_transformer import MaskedLanguageHead, PackedTransformer, initialise
+from isoformer.encoders.packed_transformer import (
+    START_DEVIATION,
+    MaskedLanguageHead,
+    PackedTransformer,
+    initialise,
+)
 from isoformer.encoders.transformer_config import TransformerConfig
 from isoformer.errors import EncoderError
 from isoformer.training.pretrain_batches import (
@@ -92,7 +97,7 @@ def fit(
         seed=config.seed,
     )
     baselines = _baselines(fixed, counts)
-    model = new_model(architecture, counts, config.seed)
+    model = new_model(architecture, alphabet, counts, config.seed)
     optimiser = _optimiser(model, config)
     progress = _restore(resume_from, model, optimiser) if resume_from else Progress()
     parallel = wrap(model)
@@ -116,10 +121,16 @@ def fit(
     return metrics
 
 
-def new_model(architecture: TransformerConfig, counts: Tensor, seed: int) -> MaskedLanguageModel:
-    """Random weights; the head's bias starts at the letters' log frequency, which spares the first steps."""
+def new_model(
+    architecture: TransformerConfig, alphabet: Alphabet, counts: Tensor, seed: int
+) -> MaskedLanguageModel:
+    """Random weights, 6-mers with their letters in mind; the head's bias is the letters' log frequency."""
     model = MaskedLanguageModel(architecture)
     initialise(model, seed)
+    if (start := alphabet.embedding_start(architecture.hidden_size, seed)) is not None:
+        embedding = cast(nn.Embedding, model.esm.embeddings["word_embeddings"])
+        letters = torch.from_numpy(alphabet.letter_ids).long()
+        embedding.weight.data[letters] = START_DEVIATION * torch.from_numpy(start)
     frequency = (counts + 1e-3) / (counts + 1e-3).sum()
     model.lm_head.bias.data.copy_(frequency.log().float())
     return model
