@@ -46,7 +46,7 @@ def made_dataset(
             np.float32
         ),
         feature_names=LENGTH_FEATURES + COMPOSITION_FEATURES,
-        fingerprint=f"made-{seed}",
+        transcripts_fingerprint=f"made-{seed}",
         encoder_keys={m: f"made-{m}.key" for m in widths},
         encoder_names={m: f"made-{m}" for m in widths},
         encoder_trained={m: "pre-trained" for m in widths},

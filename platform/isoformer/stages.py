@@ -51,7 +51,7 @@ def show_plan(planned: Plan, out: Output) -> None:
         ("encoder", "weights", "sequences", "duplicates saved", "tokens", "shards there", "MB to write"),
         [
             (
-                encoder.name,
+                _short(encoder.name),
                 encoder.trained,
                 encoder.sequences,
                 encoder.duplicates_saved,
@@ -270,6 +270,12 @@ def run_store(settings: Settings, out: Output, action: str, *, delete: bool = Fa
 
 def _numbered(problems: list[str]) -> list[tuple[str, object]]:
     return [(f"problem {number}", problem) for number, problem in enumerate(problems, 1)]
+
+
+def _short(name: str) -> str:
+    """An encoder's name with the first digits of its weights' digest."""
+    encoder, _, weights = name.partition(".")
+    return f"{encoder} {weights[:8]}" if weights not in ("none", "") else encoder
 
 
 def _seconds(value: float | None) -> str:

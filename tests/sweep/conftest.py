@@ -34,7 +34,7 @@ def made_dataset(transcripts: int = 90, tissues: int = 4, width: int = 8) -> dic
         "target_names": tuple(f"tissue {k}" for k in range(tissues)),
         "features": random.normal(size=(transcripts, 3)).astype(np.float32),
         "feature_names": ("a", "b", "c"),
-        "fingerprint": "made",
+        "transcripts_fingerprint": "made",
         "encoder_names": {"rna": "tiny-rna", "protein": "tiny-protein"},
         "encoder_trained": {"rna": "pre-trained", "protein": "random"},
         "label_provenance": "made by a test",

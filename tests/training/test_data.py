@@ -75,6 +75,7 @@ def test_the_fingerprint_follows_transcripts_and_keys(root: str, tmp_path: Path)
     both, one = load_dataset(root, KEYS), load_dataset(root, {"rna": KEYS["rna"]})
     assert both.fingerprint == load_dataset(root, KEYS).fingerprint != one.fingerprint
     assert one.modalities == ("rna",)
+    assert both.subset(("rna",)).fingerprint == one.fingerprint
 
 
 def test_a_key_that_is_not_there_is_named(root: str) -> None:

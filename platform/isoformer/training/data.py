@@ -82,7 +82,7 @@ class PinnedDataset:
     states: dict[Modality, SequenceStates]
     features: NDArray[np.float32]
     feature_names: tuple[str, ...]
-    fingerprint: str
+    transcripts_fingerprint: str
     encoder_keys: dict[Modality, str]
     encoder_names: dict[Modality, str]
     encoder_trained: dict[Modality, str]
@@ -92,6 +92,14 @@ class PinnedDataset:
 
     def __len__(self) -> int:
         return len(self.transcript_ids)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the transcripts and the embeddings in use: a subset of modalities has its own."""
+        text = "|".join(
+            [self.transcripts_fingerprint, *(f"{m}={self.encoder_keys[m]}" for m in self.modalities)]
+        )
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -185,7 +193,7 @@ def load_dataset(
         **columns.whole(),
         target_names=tuple(manifest.target_names),
         states={modality: part.states() for modality, part in parts.items()},
-        fingerprint=_fingerprint(manifest.fingerprint, keys),
+        transcripts_fingerprint=manifest.fingerprint,
         encoder_keys=dict(keys),
         encoder_names={m: str(spec["name"]) for m, spec in specs.items()},
         encoder_trained={m: str(spec["trained"]) for m, spec in specs.items()},
@@ -205,8 +213,3 @@ def check_memory(needed_bytes: int, limit_bytes: int | None = None) -> None:
             value=f"{limit / 2**20:,.0f} MiB free for it",
             allowed="fewer modalities, a coarser resolution (bins:N or pooled), or a larger machine",
         )
-
-
-def _fingerprint(transcripts: str, keys: Mapping[Modality, str]) -> str:
-    text = "|".join([transcripts, *(f"{m}={keys[m]}" for m in MODALITIES if m in keys)])
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
