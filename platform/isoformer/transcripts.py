@@ -24,7 +24,8 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from isoformer.errors import InputError
+from isoformer import errors
+from isoformer.errors import InputError, IsoformerError
 from isoformer.extraction import Policy, ShardSettings, extract_and_write_shard
 from isoformer.manifest import (
     MANIFEST_KEY,
@@ -108,12 +109,24 @@ def run_on_ray(shards: Sequence[bytes], settings: ShardSettings) -> list[dict[st
     ray.data.DataContext.get_current().enable_progress_bars = False
     items = [{"index": index, "plan": plan} for index, plan in enumerate(shards)]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    rows = dataset.map(partial(_extract_item, settings=settings)).take_all()
-    return sorted((json.loads(row["summary"]) for row in rows), key=lambda summary: summary["name"])
+    answers = [
+        json.loads(row["answer"]) for row in dataset.map(partial(_extract_item, settings=settings)).take_all()
+    ]
+    for answer in answers:
+        if "error" in answer:
+            raise getattr(errors, answer["error"])(answer["text"])
+    return sorted(answers, key=lambda summary: summary["name"])
 
 
 def _extract_item(item: dict[str, Any], settings: ShardSettings) -> dict[str, Any]:
-    return {"summary": json.dumps(extract_and_write_shard(int(item["index"]), item["plan"], settings))}
+    """A shard's summary, or an error that would come again: told to the driver, instead of tried again by
+    Ray.
+    """
+    try:
+        answer = extract_and_write_shard(int(item["index"]), item["plan"], settings)
+    except IsoformerError as error:
+        answer = {"error": type(error).__name__, "text": str(error)}
+    return {"answer": json.dumps(answer)}
 
 
 def _published_reference(

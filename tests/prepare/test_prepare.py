@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,15 @@ from isoformer.schema import TISSUES, transcripts_schema
 from isoformer.sequences import dna_window, sequence_digest
 from isoformer.sources.reference import open_dataset_reference
 from isoformer.storage import open_storage
-from isoformer.transcripts import Manifest, PrepareConfig, prepare, read_manifest, read_shard, run_here
+from isoformer.transcripts import (
+    Manifest,
+    PrepareConfig,
+    prepare,
+    read_manifest,
+    read_shard,
+    run_here,
+    run_on_ray,
+)
 from prepare.tiny import (
     CHR1,
     CHR2,
@@ -377,6 +386,24 @@ def test_ray_makes_the_same_dataset(tmp_path: Path, ray_local: None) -> None:
     here, on_ray = _prepare(config, tmp_path / "here"), prepare(config, str(tmp_path / "ray"))
     assert here == on_ray
     assert _rows(tmp_path / "here") == _rows(tmp_path / "ray")
+
+
+def test_an_error_in_a_ray_task_is_the_same_clear_error(tmp_path: Path, ray_local: None) -> None:
+    def without_its_reference(shards: Any, settings: Any) -> list[dict[str, Any]]:
+        return run_on_ray(shards, replace(settings, reference_digest="0" * 32))
+
+    with pytest.raises(InputError, match="reference file does not exist"):
+        prepare(_config(tmp_path), str(tmp_path / "root"), run_shards=without_its_reference)
+    assert not open_storage(tmp_path / "root").exists(MANIFEST_KEY)
+
+
+def test_a_root_on_s3_is_the_same_dataset(tmp_path: Path, s3_root: str) -> None:
+    config = _config(tmp_path, cache_dir=str(tmp_path / "cache"))
+    here, on_s3 = _prepare(config, tmp_path / "here"), prepare(config, s3_root, run_shards=run_here)
+    assert (here.fingerprint, here.shards, here.counts) == (on_s3.fingerprint, on_s3.shards, on_s3.counts)
+    assert read_manifest(open_storage(s3_root)) == on_s3
+    reference = open_dataset_reference(open_storage(s3_root), on_s3, tmp_path / "cache")
+    assert reference.fetch("chr1", 5, 12) == "CCATGGC"
 
 
 def test_shards_for_the_empty_and_the_small(tmp_path: Path) -> None:

@@ -208,6 +208,8 @@ def _check_values(
 def _means(values: NDArray[np.float64], membership: NDArray[np.float64]) -> NDArray[np.float64]:
     """Means over each tissue's samples, leaving out missing values; NaN where a tissue has none."""
     measured = ~np.isnan(values)
+    if measured.all():
+        return values @ membership / membership.sum(axis=0)
     sums = np.where(measured, values, 0.0) @ membership
     numbers = measured.astype(np.float64) @ membership
     return np.divide(sums, numbers, out=np.full_like(sums, np.nan), where=numbers > 0)
