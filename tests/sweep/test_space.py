@@ -41,7 +41,7 @@ def test_values_land_where_their_paths_say() -> None:
 def test_a_conditional_parameter_is_drawn_only_where_its_condition_holds() -> None:
     space = default_space(KEYS)
     common = {"width": 16, "learning_rate": 1e-3, "dropout": 0.0, "modalities": "rna+protein"}
-    common["encoders"] = "a/bins-4 b/bins-4"
+    common["resolution"] = "bins-4"
     concat = drawn(space, fusion="concat", **common)
     attention = drawn(space, fusion="cross_attention", heads=2, **common)
     assert concat.model.heads == BASE.model.heads
@@ -51,6 +51,11 @@ def test_a_conditional_parameter_is_drawn_only_where_its_condition_holds() -> No
 
 def test_the_default_space_fits_the_default_configuration() -> None:
     assert default_space(KEYS).check(BASE) > 100
+
+
+def test_encoders_that_differ_in_more_than_resolution_are_named() -> None:
+    space = default_space({"rna": ("a.1.pooled.f16.x", "c.1.pooled.f16.z")})
+    assert list(space.root["encoders"].by_label) == ["a/pooled", "c/pooled"]
 
 
 def test_encoders_with_different_numbers_of_keys_are_searched_one_by_one() -> None:
@@ -94,6 +99,8 @@ def test_a_space_that_the_configuration_does_not_take_is_refused(data: dict, mes
             r"its choices are \[1\]",
         ),
         ({}, "at least one parameter"),
+        ({"a": {"path": "seed", "choices": [1, 2], "labels": ["x"]}}, "1 labels for 2 choices"),
+        ({"a": {"path": "seed", "choices": [1, 2], "labels": ["x", "x"]}}, "must differ"),
         ({"a": {"path": "seed", "choices": [1], "step": 2}}, "step"),
     ],
 )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, RootModel, model_validator
@@ -42,6 +42,9 @@ class Parameter(FrozenConfig):
 
     path: str
     choices: tuple[Choice, ...] = ()
+    labels: tuple[str, ...] = Field(
+        default=(), description="of the choices, in the study; null: made of them"
+    )
     low: int | float | None = None
     high: int | float | None = None
     log: bool = False
@@ -57,7 +60,9 @@ class Parameter(FrozenConfig):
                 raise ValueError(f"low {self.low} must be below high {self.high}")
             if self.log and self.low <= 0:
                 raise ValueError(f"log needs low above 0, got {self.low}")
-        labels = [label(choice) for choice in self.choices]
+        if self.labels and len(self.labels) != len(self.choices):
+            raise ValueError(f"{len(self.labels)} labels for {len(self.choices)} choices")
+        labels: list[Scalar] = list(self.labels) or [label(choice) for choice in self.choices]
         if len(set(labels)) != len(labels):
             raise ValueError(f"choices must differ, got {labels}")
         return self
@@ -67,11 +72,15 @@ class Parameter(FrozenConfig):
         """Whether the range is of whole numbers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
+    @property
+    def by_label(self) -> dict[Scalar, Choice]:
+        """Choices by the scalar that stands for each in the study."""
+        return dict(zip(self.labels or map(label, self.choices), self.choices, strict=True))
+
     def draw(self, name: str, trial: optuna.trial.BaseTrial) -> Choice:
         """Ask the study for a value."""
         if self.choices:
-            by_label = {label(choice): choice for choice in self.choices}
-            return by_label[trial.suggest_categorical(name, list(by_label))]
+            return self.by_label[trial.suggest_categorical(name, list(self.by_label))]
         assert self.low is not None and self.high is not None
         if self.is_whole:
             return trial.suggest_int(name, int(self.low), int(self.high), log=self.log)
@@ -166,7 +175,8 @@ def default_space(keys: Mapping[Modality, tuple[str, ...]]) -> SearchSpace:
 
 
 def with_resolutions(data: Mapping[str, Any], keys: Mapping[Modality, tuple[str, ...]]) -> dict[str, Any]:
-    """Add the parameter `encoders`: which embeddings are read, the i-th key of every modality together.
+    """Add which embeddings are read, the i-th key of every modality together: `resolution` where that is what
+    tells them apart, else `encoders`.
 
     Where modalities have different numbers of keys, each gets a parameter of its own (`encoder_dna`, …).
     """
@@ -175,6 +185,9 @@ def with_resolutions(data: Mapping[str, Any], keys: Mapping[Modality, tuple[str,
         return dict(data)
     if len(counts) == 1:
         choices = [dict(zip(keys, picked, strict=True)) for picked in zip(*keys.values(), strict=True)]
+        resolutions = [_resolutions(choice.values()) for choice in choices]
+        if all(resolutions) and len(set(resolutions)) == len(choices):
+            return {**data, "resolution": {"path": "keys", "choices": choices, "labels": resolutions}}
         return {**data, "encoders": {"path": "keys", "choices": choices}}
     own = {
         f"encoder_{m}": {"path": f"keys.{m}", "choices": listed}
@@ -189,6 +202,12 @@ def label(choice: Choice) -> str | int | float | bool | None:
     if isinstance(choice, dict):
         return " ".join(dict.fromkeys(_short_key(value) for value in choice.values()))
     return "+".join(str(part) for part in choice) if isinstance(choice, tuple) else choice
+
+
+def _resolutions(keys: Iterable[str]) -> str:
+    """The resolutions of encoder keys; empty where one is not a full key."""
+    parts = [key.split(".") for key in keys]
+    return "+".join(dict.fromkeys(part[2] for part in parts)) if all(len(p) >= 4 for p in parts) else ""
 
 
 def _short_key(key: Scalar) -> str:
