@@ -34,7 +34,7 @@ def main(root: str, nodes: int = 1) -> None:
         for _ in range(nodes - 1):
             cluster.add_node(**size)
         with ray_session(RayConfig(address=cluster.address)):
-            report = embed(CONFIG.edited(actors=nodes, cpus_per_actor=2 - nodes % 2), root)
+            report = embed(CONFIG.edited(actors=nodes), root)
             print(json.dumps(report.to_json()))
     finally:
         cluster.shutdown()

@@ -21,7 +21,7 @@ from isoformer.embeddings.admin import verify
 from isoformer.embeddings.pipeline import EmbedProgress, EmbedReport, embed
 from isoformer.embeddings.plan import plan
 from isoformer.embeddings.store import EmbeddingDataset
-from isoformer.errors import InputError
+from isoformer.errors import ClusterError, InputError
 from isoformer.manifest import read_manifest
 from isoformer.sources.reference import reference_key
 from isoformer.storage import open_storage
@@ -140,3 +140,11 @@ def test_a_worker_s_error_arrives_as_it_was_raised(ray_local: None, tmp_path: Pa
     with pytest.raises(InputError, match=r"reference/\w+\.fa\.gz: reference file does not exist$"):
         embed(CONFIG, root)
     assert not [key for key in storage.list("embeddings/") if key.endswith("manifest.json")]
+
+
+def test_actors_that_leave_no_room_are_refused(ray_local: None, tmp_path: Path) -> None:
+    write_dataset(str(tmp_path), shards=1)
+    with pytest.raises(ClusterError, match=r"need 5 CPU of 4 in the cluster; lower actors"):
+        embed(CONFIG.edited(actors=4), str(tmp_path))
+    with pytest.raises(ClusterError, match=r"need 1 GPU of 0"):
+        embed(CONFIG.edited(gpus_per_actor=1), str(tmp_path))

@@ -9,14 +9,13 @@ the files are the same bytes.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from isoformer.embeddings.cluster import alive_nodes, explained, quiet_ray_data, require_room
 from isoformer.embeddings.config import EmbedConfig, EncoderGroup, EncoderJob
 from isoformer.embeddings.plan import Plan, plan
 from isoformer.embeddings.profile import EncoderRate, read_profile, write_profile
@@ -92,7 +91,7 @@ def embed(
     cannot be loaded or a sequence does not fit the device; ClusterError where Ray cannot do its part.
     """
     started_at = time.time()
-    nodes = _alive_nodes()
+    nodes = alive_nodes()
     planned = planned or plan(config, root, nodes=nodes)
     summaries: list[ShardSummary] = []
     for summary in _run(config, planned, nodes) if planned.work else ():
@@ -119,7 +118,8 @@ def _run(config: EmbedConfig, planned: Plan, nodes: int) -> Iterator[ShardSummar
         config.token_budget,
         config.threads(nodes),
     )
-    with _quiet_ray_data(), _explained():
+    require_room(config)
+    with quiet_ray_data(), explained():
         wanted = ray.data.from_arrow([work_table(item) for item in planned.work])
         tokenised = wanted.map_batches(
             task,
@@ -269,38 +269,3 @@ def _notes(planned: Plan, summaries: Sequence[ShardSummary]) -> list[str]:
         f"{item.budget_halvings} times, to {item.token_budget}: set token_budget to that"
         for index, item in sorted(worst.items())
     ]
-
-
-def _alive_nodes() -> int:
-    """Nodes of the connected cluster; 1 where Ray is not connected (there may be nothing to do)."""
-    import ray
-
-    connected: Any = ray
-    return sum(node["Alive"] for node in connected.nodes()) if ray.is_initialized() else 1
-
-
-@contextmanager
-def _quiet_ray_data() -> Iterator[None]:
-    """Our own progress stands in for Ray Data's bars and plan dumps; its settings are put back."""
-    from ray.data import DataContext
-
-    context, logger = DataContext.get_current(), logging.getLogger("ray.data")
-    bars, level = context.enable_progress_bars, logger.level
-    context.enable_progress_bars = False
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        context.enable_progress_bars = bars
-        logger.setLevel(level)
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """What only Ray can say (no room for an actor, a node lost for good, a bug in a worker), in one error."""
-    from ray.exceptions import RayError
-
-    try:
-        yield
-    except RayError as error:
-        raise ClusterError(f"the embedding workers failed: {error}") from error
