@@ -203,7 +203,7 @@ def _table_splits(
     else:
         by_gene = split_genes(_chromosomes_by_gene(rows), config.split)
     splits = [by_gene[gene] for gene in genes]
-    require_no_empty_split(splits, config.split)
+    require_no_empty_split(Counter(splits), config.split)
     return splits
 
 
@@ -238,7 +238,7 @@ def _planned_models(
     models = models.sort("gene_id", "chromosome", "transcript_id")
     by_gene = split_genes(_chromosomes_by_gene(models), config.split)
     splits = [by_gene[gene] for gene in models["gene_id"]]
-    require_no_empty_split(splits, config.split)
+    require_no_empty_split(Counter(splits), config.split)
     numbers = [matched.rows.get(identifier, -1) for identifier in models["transcript_id"]]
     tpm = np.vstack([expression.tpm, np.full((1, len(expression.target_names)), np.nan)])[numbers]
     plus = models["strand"] == "+"

@@ -7,7 +7,6 @@ gene's id alone, so adding genes moves none; the id's version and a PAR copy's s
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Final, Literal, Self
 
@@ -94,12 +93,11 @@ def column_splits(rows: Iterable[tuple[str, str | None]], *, file: str) -> dict[
     return splits
 
 
-def require_no_empty_split(splits: Iterable[str], config: SplitConfig) -> None:
-    """InputError where a split has no row: a score on it would be made of nothing."""
-    counts = Counter(splits)
-    empty = [split for split in SPLITS if not counts[split]]
+def require_no_empty_split(counts: Mapping[str, int], config: SplitConfig) -> None:
+    """InputError where a split has no row, given rows by split: a score on it would be made of nothing."""
+    empty = [split for split in SPLITS if not counts.get(split)]
     if empty and not config.allow_empty:
-        found = ", ".join(f"{split} {counts[split]}" for split in SPLITS)
+        found = ", ".join(f"{split} {counts.get(split, 0)}" for split in SPLITS)
         raise InputError(
             f"split {', '.join(empty)} is empty ({found} transcripts)",
             field="split",

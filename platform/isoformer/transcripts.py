@@ -43,6 +43,7 @@ from isoformer.planning import Plan, PrepareConfig, deal_into_shards
 from isoformer.routes import plan_rows
 from isoformer.sources.files import bytes_digest, existing_file
 from isoformer.sources.reference import INDEX_SUFFIXES, Reference, build_reference, reference_key
+from isoformer.splits import require_no_empty_split
 from isoformer.storage import Storage, open_storage
 
 __all__ = ["Manifest", "PrepareConfig", "prepare", "read_manifest", "read_shard"]
@@ -75,15 +76,23 @@ def prepare(
         say(f"{root}: the dataset {fingerprint} is already there, made of the same inputs: used as it is")
         return found
     with tempfile.TemporaryDirectory(prefix="isoformer-prepare-") as work:
-        path, reference_digest = _published_reference(config, storage, Path(work))
-        plan = plan_rows(config, Reference.open(path, config.chromosome_aliases) if path else None)
+        built = build_reference(config.reference, Path(work)) if config.reference else None
+        plan = plan_rows(config, Reference.open(built[0], config.chromosome_aliases) if built else None)
+        if built:
+            _put_reference(storage, *built)
+    reference_digest = built[1] if built else None
     settings = _settings(config, plan, storage, reference_digest)
     shards = [_ipc_bytes(plan.rows.take(numbers)) for numbers in deal_into_shards(plan.rows, config)]
     say(f"{plan.rows.num_rows} transcripts of {plan.rows_in} planned, in {len(shards)} shards")
     summaries = (run_shards or run_on_ray)(shards, settings)
-    return _publish(
-        storage, _manifest(config, sources, fingerprint, plan, summaries, reference_digest), plan, summaries
-    )
+    manifest = _manifest(config, sources, fingerprint, plan, summaries, reference_digest)
+    _remove_shards(storage, keep=[shard.name for shard in manifest.shards])
+    try:
+        _check(manifest, config, _all_quarantined(plan, summaries))
+    except InputError:
+        _remove_shards(storage)
+        raise
+    return _publish(storage, manifest, _all_quarantined(plan, summaries))
 
 
 def describe_sources(config: PrepareConfig) -> list[Source]:
@@ -129,18 +138,10 @@ def _extract_item(item: dict[str, Any], settings: ShardSettings) -> dict[str, An
     return {"answer": json.dumps(answer)}
 
 
-def _published_reference(
-    config: PrepareConfig, storage: Storage, work: Path
-) -> tuple[Path | None, str | None]:
-    """Put the genome beside the data: one indexed bgzip file, the index first, so that the genome never lacks
-    it.
-    """
-    if not config.reference:
-        return None, None
-    path, digest = build_reference(config.reference, work)
+def _put_reference(storage: Storage, path: Path, digest: str) -> None:
+    """Put the genome beside the data: one bgzip file, its indexes first, so that it never lacks them."""
     for suffix in reversed(INDEX_SUFFIXES):
         storage.put_file(Path(f"{path}{suffix}"), reference_key(digest) + suffix)
-    return path, digest
 
 
 def _settings(
@@ -194,25 +195,34 @@ def _manifest(
     )
 
 
-def _publish(
-    storage: Storage, manifest: Manifest, plan: Plan, summaries: Sequence[Mapping[str, Any]]
-) -> Manifest:
-    """Check that nothing was lost, then write the manifest: from then on the dataset exists."""
-    manifest.counts.require_reconciled()
-    quarantined = _all_quarantined(plan, summaries)
-    if not manifest.counts.rows_out:
+def _check(manifest: Manifest, config: PrepareConfig, quarantined: Sequence[Mapping[str, str]]) -> None:
+    """InputError where rows were lost, none is left, or a split lost all of its rows."""
+    counts = manifest.counts
+    counts.require_reconciled()
+    if not counts.rows_out:
         first = quarantined[0]
-        reasons = ", ".join(f"{reason} {count}" for reason, count in manifest.counts.quarantined.items())
+        reasons = ", ".join(f"{reason} {count}" for reason, count in counts.quarantined.items())
         raise InputError(
             f"no transcript is left ({reasons}); the first: {first['transcript_id']}, {first['detail']}",
             allowed="at least one usable transcript",
         )
-    _remove_strays(storage, manifest)
+    require_no_empty_split(counts.splits, config.split)
+
+
+def _publish(storage: Storage, manifest: Manifest, quarantined: Sequence[Mapping[str, str]]) -> Manifest:
+    """Write what was set aside, then the manifest: from then on the dataset exists."""
     storage.write_bytes(QUARANTINE_KEY, _quarantine_bytes(quarantined))
     data = manifest.model_dump_json(indent=1).encode()
     if not storage.write_bytes(MANIFEST_KEY, data, if_absent=True):
         return existing_manifest(storage, manifest.fingerprint) or manifest
     return manifest
+
+
+def _remove_shards(storage: Storage, keep: Sequence[str] = ()) -> None:
+    """Delete shards that no manifest will name: an earlier run's that was killed, or a failed one's."""
+    for key in storage.list("transcripts/shard-"):
+        if key.rpartition("/")[2] not in keep:
+            storage.delete(key)
 
 
 def _counts(plan: Plan, summaries: Sequence[Mapping[str, Any]]) -> Counts:
@@ -231,14 +241,6 @@ def _counts(plan: Plan, summaries: Sequence[Mapping[str, Any]]) -> Counts:
         splits=summed("splits"),
         sources=plan.source_counts,
     )
-
-
-def _remove_strays(storage: Storage, manifest: Manifest) -> None:
-    """Shards of an earlier run that was killed before it had a manifest, with more shards than this one."""
-    wanted = {f"transcripts/{shard.name}" for shard in manifest.shards}
-    for key in storage.list("transcripts/shard-"):
-        if key not in wanted:
-            storage.delete(key)
 
 
 def _quarantine_bytes(rows: Sequence[Mapping[str, str]]) -> bytes:

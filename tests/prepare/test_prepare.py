@@ -323,7 +323,7 @@ def test_bad_input_is_one_clear_error_and_leaves_nothing(
     config = build(PrepareConfig, _config(tmp_path).model_dump() | changes)
     with pytest.raises(InputError, match=problem):
         _prepare(config, tmp_path / "root")
-    assert not open_storage(tmp_path / "root").exists(MANIFEST_KEY)
+    assert open_storage(tmp_path / "root").list() == []
 
 
 def test_no_overlap_between_matrix_and_annotation(tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_when_all_is_quarantined_nothing_is_published(tmp_path: Path) -> None:
     text = _annotation_text().replace("CDS\t8\t", "CDS\t9\t").replace("CDS\t25\t29", "CDS\t25\t28")
     with pytest.raises(InputError, match=r"no transcript is left \(cds_out_of_frame 24\); the first: ENST"):
         _prepare(_config(tmp_path, annotation=str(write_annotation(tmp_path, text))), tmp_path / "root")
-    assert not open_storage(tmp_path / "root").exists(MANIFEST_KEY)
+    assert open_storage(tmp_path / "root").list("transcripts") == []
 
 
 @pytest.mark.parametrize(
@@ -367,6 +367,23 @@ def test_a_configuration_that_cannot_work_is_refused_at_the_door(
 ) -> None:
     with pytest.raises(ConfigError, match=problem):
         build(PrepareConfig, settings)
+
+
+def test_a_split_that_loses_all_its_rows_is_found_before_publishing(tmp_path: Path) -> None:
+    chosen = {"method": "chromosome", "validation_chromosomes": ["chr2"], "test_chromosomes": ["chr3"]}
+    broken = "".join(gtf_lines(number, "chr3", "+").replace("CDS\t8\t", "CDS\t9\t") for number in (50, 51))
+    config = _config(
+        tmp_path,
+        reference=[str(write_genome(tmp_path, {"chr1": CHR1, "chr2": CHR2, "chr3": CHR1}))],
+        annotation=str(write_annotation(tmp_path, _annotation_text() + broken)),
+        keep_unmeasured=True,
+        split=chosen,
+    )
+    with pytest.raises(
+        InputError, match=r"split test is empty \(train 12, validation 12, test 0 transcripts\)"
+    ):
+        _prepare(config, tmp_path / "root")
+    assert open_storage(tmp_path / "root").list("transcripts") == []
 
 
 def test_a_full_disk_leaves_no_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

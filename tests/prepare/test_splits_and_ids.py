@@ -80,8 +80,8 @@ def test_an_empty_split_is_an_error_unless_allowed() -> None:
     with pytest.raises(
         InputError, match=r"split validation is empty \(train 1, validation 0, test 1 transcripts\)"
     ):
-        require_no_empty_split(["train", "test"], SplitConfig())
-    require_no_empty_split(["train"], SplitConfig(allow_empty=True))
+        require_no_empty_split({"train": 1, "test": 1}, SplitConfig())
+    require_no_empty_split({"train": 1}, SplitConfig(allow_empty=True))
 
 
 def test_impossible_split_settings() -> None:
