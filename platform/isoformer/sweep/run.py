@@ -33,7 +33,7 @@ from isoformer.sweep.study import (
     require_new,
     trial_rows,
 )
-from isoformer.tracking import Tracker, TrackingConfig, dataset_tags, local_path
+from isoformer.tracking import Tracker, TrackingConfig, local_path
 
 if TYPE_CHECKING:
     import optuna
@@ -111,7 +111,7 @@ def sweep(
         _close_interrupted(study, tracker)
         run = _parent_run(study, config, shared, tracker)
         searcher = StudySearcher(study, space, base, metric=config.metric, parent_run=run)
-        callback = TrackTrials(searcher, tracker, tags=_tags(shared), progress=progress)
+        callback = TrackTrials(searcher, tracker, shared=shared, progress=progress)
         left = config.trials - count_done(study)
         try:
             if left > 0:
@@ -175,7 +175,8 @@ def _study_folder(
 
 def _study(folder: Path, config: SweepConfig, space: SearchSpace, shared: SharedData) -> optuna.Study:
     made_from = {
-        "dataset": shared.table.fingerprint,
+        "dataset": shared.table.transcripts_fingerprint,
+        "keys": json.dumps(sorted(f"{modality}={key}" for modality, key in shared.states)),
         "space": json.dumps(space.model_dump(mode="json")),
         "metric": config.metric,
     }
@@ -195,15 +196,16 @@ def _close_interrupted(study: optuna.Study, tracker: Tracker) -> int:
 def _parent_run(study: optuna.Study, config: SweepConfig, shared: SharedData, tracker: Tracker) -> str:
     run = study.user_attrs.get("run") or uuid.uuid4().hex
     study.set_user_attr("run", run)
-    tags = _tags(shared) | {f"encoder_key.{m}": ", ".join(listed) for m, listed in config.keys.items()}
+    tags = {
+        "kind": "sweep",
+        "transcripts_fingerprint": shared.table.transcripts_fingerprint,
+        "label_provenance": shared.table.label_provenance,
+        **{f"encoder_key.{m}": ", ".join(listed) for m, listed in config.keys.items()},
+    }
     params = {name: str(getattr(config, name)) for name in ("study", "trials", "metric", "sampler", "seed")}
-    tracker.start_run(f"sweep {config.study}", key=run, tags=tags | {"kind": "sweep"}, params=params)
+    tracker.start_run(f"sweep {config.study}", key=run, tags=tags, params=params)
     tracker.log_text(run, to_yaml(config), "config.yaml")
     return run
-
-
-def _tags(shared: SharedData) -> dict[str, str]:
-    return dataset_tags(shared.table.fingerprint, {}, shared.table.label_provenance)
 
 
 def _result(study: optuna.Study, searcher: StudySearcher, config: SweepConfig, folder: Path) -> SweepResult:

@@ -13,10 +13,11 @@ from ray.tune.callback import Callback
 from ray.tune.search import Searcher
 
 from isoformer.config import to_yaml
+from isoformer.sweep.data import SharedData
 from isoformer.sweep.space import SearchSpace, is_score
 from isoformer.sweep.study import TrialRow, trial_rows
 from isoformer.sweep.trial import REPORTED
-from isoformer.tracking import Tracker
+from isoformer.tracking import Tracker, dataset_tags
 
 if TYPE_CHECKING:
     import optuna
@@ -100,11 +101,11 @@ class TrackTrials(Callback):
     """One child run a trial, logged in the driver, and progress for the terminal."""
 
     def __init__(
-        self, searcher: StudySearcher, tracker: Tracker, *, tags: Mapping[str, str], progress: Progress | None
+        self, searcher: StudySearcher, tracker: Tracker, *, shared: SharedData, progress: Progress | None
     ) -> None:
         self.searcher = searcher
         self.tracker = tracker
-        self.tags = tags
+        self.shared = shared
         self.progress = progress
         self.runs: dict[str, tuple[str, int]] = {}
 
@@ -116,10 +117,7 @@ class TrackTrials(Callback):
         drawn = self.searcher.live[trial.trial_id]
         run, config = drawn.user_attrs["run"], self.searcher.configs[trial.trial_id]
         self.runs[trial.trial_id] = (run, drawn.number)
-        tags = {
-            **self.tags,
-            **{f"encoder_key.{m}": config.keys[m] for m in config.model.modalities if m in config.keys},
-        }
+        tags = self._tags(config)
         params = {name: str(value) for name, value in drawn.params.items()}
         parent = self.searcher.parent_run
         self.tracker.start_run(f"trial-{drawn.number:03d}", key=run, parent=parent, tags=tags, params=params)
@@ -138,6 +136,13 @@ class TrackTrials(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._close(trial)
+
+    def _tags(self, config: TrainConfig) -> dict[str, str]:
+        keys = {
+            m: config.keys[m] for m in config.model.modalities if (m, config.keys[m]) in self.shared.states
+        }
+        data = self.shared.dataset(keys)
+        return dataset_tags(data.fingerprint, keys, data.label_provenance)
 
     def _close(self, trial: Any) -> None:
         run, number = self.runs.pop(trial.trial_id)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from isoformer import __version__
 from isoformer.config import FrozenConfig
+from isoformer.schema import Modality
 
 DEFAULT_FOLDER = "isoformer-work"
 PARAM_LIMIT = 500
@@ -101,7 +102,9 @@ def run_key(root: str, run: str) -> str:
     return hashlib.blake2b(f"{place}|{run}".encode(), digest_size=16).hexdigest()
 
 
-def dataset_tags(fingerprint: str, encoder_keys: Mapping[str, str], label_provenance: str) -> dict[str, str]:
+def dataset_tags(
+    fingerprint: str, encoder_keys: Mapping[Modality, str], label_provenance: str
+) -> dict[str, str]:
     """The tags that every run carries: which data, which encoders, what the labels are, which code."""
     keys = {f"encoder_key.{modality}": key for modality, key in encoder_keys.items()}
     return {
