@@ -47,11 +47,11 @@ def plan_annotation(config: PrepareConfig, reference: Reference | None) -> Plan:
     kept = [number for number, reason in enumerate(reasons) if reason is None]
     _require_some(kept, reasons)
     counts = {f"annotation_{name}": count for name, count in annotation.counts.items()}
-    counts |= {f"expression_{name}": count for name, count in expression.counts.items()}
-    counts |= {f"expression_match_{name}": count for name, count in matched.counts.items()}
-    counts["expression_rows_not_in_annotation"] = len(expression.transcript_ids) - len(
-        set(matched.rows.values())
-    )
+    if config.expression:
+        counts |= {f"expression_{name}": count for name, count in expression.counts.items()}
+        counts |= {f"expression_match_{name}": count for name, count in matched.counts.items()}
+        unused = len(expression.transcript_ids) - len(set(matched.rows.values()))
+        counts["expression_rows_not_in_annotation"] = unused
     rows = _planned_models(models[kept], expression, matched, config)
     return Plan(rows, expression.target_names, models.height, _set_aside(models, reasons), counts)
 
