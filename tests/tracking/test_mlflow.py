@@ -33,7 +33,9 @@ def runs_of(config: TrackingConfig) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> TrackingConfig:
     """One SQLite store for the module: making a fresh one takes seconds."""
-    return TrackingConfig(folder=str(tmp_path_factory.mktemp("tracking")), retry_seconds=0.2)
+    return TrackingConfig(
+        folder=str(tmp_path_factory.mktemp("tracking")), retry_seconds=0.2, close_seconds=200
+    )
 
 
 def track_a_sweep(config: TrackingConfig, *, key: str) -> None:
@@ -127,7 +129,7 @@ class Server:
             self.process = None
 
     def _wait_until_up(self) -> None:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 200
         while time.monotonic() < deadline:
             try:
                 with urllib.request.urlopen(f"{self.url}/health", timeout=2):
@@ -149,7 +151,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def test_a_server_killed_mid_run_loses_nothing(
     server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = TrackingConfig(uri=server.url, folder=str(tmp_path), retry_seconds=0.5, close_seconds=30)
+    config = TrackingConfig(uri=server.url, folder=str(tmp_path), retry_seconds=0.5, close_seconds=60)
     tracker = Tracker(config)
     run = tracker.start_run("killed-server")
     tracker.log_metrics(run, {"loss": 0.0}, step=0)
