@@ -123,7 +123,11 @@ def test_a_checkpoint_of_another_configuration_or_dataset_is_refused(tmp_path: P
     with pytest.raises(FingerprintError, match=r"train\.learning_rate = 0\.005, here it is 0\.1"):
         fit(CONFIG.edited(epochs=1, learning_rate=0.1), data, resume_from=tmp_path / "c")
     with pytest.raises(FingerprintError, match="data fingerprint"):
-        fit(CONFIG.edited(epochs=1), replace(data, fingerprint="other"), resume_from=tmp_path / "c")
+        fit(
+            CONFIG.edited(epochs=1),
+            replace(data, transcripts_fingerprint="other"),
+            resume_from=tmp_path / "c",
+        )
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
