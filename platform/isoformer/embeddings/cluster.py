@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -40,7 +41,12 @@ def require_room(config: EmbedConfig) -> None:
 
 
 def alive_nodes() -> int:
-    """Nodes of the connected cluster; 1 where Ray is not connected (there may be nothing to do)."""
+    """Nodes of the connected cluster; 1 where Ray is not connected (there may be nothing to do).
+
+    Does not import Ray by itself: what binds Ray to loopback must be in the environment before that.
+    """
+    if "ray" not in sys.modules:
+        return 1
     import ray
 
     return sum(node["Alive"] for node in cast(Any, ray).nodes()) if ray.is_initialized() else 1
