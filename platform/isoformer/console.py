@@ -22,8 +22,8 @@ class Output:
     """Where results and progress go; with `as_json` standard output holds JSON alone."""
 
     as_json: bool = False
-    console: Console = field(default_factory=lambda: Console(highlight=False))
-    progress_console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
+    console: Console = field(default_factory=lambda: _console(stderr=False))
+    progress_console: Console = field(default_factory=lambda: _console(stderr=True))
 
     def heading(self, text: str) -> None:
         """A line that says which step begins."""
@@ -82,6 +82,12 @@ class Advance:
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         self.bar.update(self.task, completed=done, total=total, note=note)
+
+
+def _console(*, stderr: bool) -> Console:
+    """As wide as the terminal; a file or a pipe gets room for a whole table."""
+    console = Console(stderr=stderr, highlight=False)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=120)
 
 
 def counted(counts: Mapping[str, int]) -> str:

@@ -5,6 +5,7 @@ The only module that starts Ray. Nothing here runs on import.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,7 @@ def _start(config: RayConfig) -> None:
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
             ray.init(**_init_arguments(config, address))
+            logging.getLogger("ray.data").setLevel(logging.ERROR)  # no plan of execution on the user's screen
             return
         except Exception as error:  # Ray raises the bare class where a node does not come up in 30 s
             ray.shutdown()
@@ -81,7 +83,6 @@ def _quiet_environment() -> None:
     for name, value in {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_BACKEND_LOG_LEVEL": "fatal",
         "RAY_DEDUP_LOGS": "1",
         "RAY_TRAIN_V2_ENABLED": "1",
         "RAY_AIR_NEW_OUTPUT": "0",

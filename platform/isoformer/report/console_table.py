@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 
 def print_table(table: ScoreTable, console: Console, *, title: str = "Scores") -> None:
-    """R², Spearman and Pearson with intervals a row; protocol and labels below: no score stands bare."""
+    """R², Spearman and Pearson with intervals a row; below it protocol, labels and encoders."""
     from rich.table import Table
     from rich.text import Text
 
     shown = Table(title=title, title_justify="left", title_style="bold", box=None)
-    for column in ("from", "method", "encoders", "weights"):
-        shown.add_column(column, overflow="fold")
+    for column in ("from", "method", "weights"):
+        shown.add_column(column, overflow="fold", min_width=11)
     for column in ("R²", "Spearman", "Pearson"):
         shown.add_column(f"{column} [95%]", justify="right", no_wrap=True)
     for row in table.rows:
-        cells = [row.name, row.method, ", ".join(row.encoders.values()) or "-", row.trained]
+        cells = [row.name, row.method, row.trained]
         cells += [score_text(score) for score in (row.r2, row.spearman, row.pearson)]
         shown.add_row(*(Text(cell) for cell in cells))
     console.print(shown)
@@ -31,13 +31,15 @@ def print_table(table: ScoreTable, console: Console, *, title: str = "Scores") -
     )
     console.print(Text(f"  {table.protocol}; {size}; target {table.target_unit}"))
     console.print(Text(f"  labels: {labels}"))
+    encoders = dict.fromkeys(name for row in table.rows for name in row.encoders.values())
+    console.print(Text(f"  encoders: {', '.join(encoders) or 'none'}"))
 
 
 def score_text(score: Score) -> str:
-    """`0.312 [0.250, 0.371]`, and what is undefined said so."""
+    """`0.312 ± 0.05 [0.25, 0.37]`, and what is undefined said so."""
     if score.value is None:
         return "undefined"
-    spread = f" ± {score.sd:.3f}" if score.sd is not None else ""
+    spread = f" ± {score.sd:.2f}" if score.sd is not None else ""
     if score.low is None or score.high is None:
         return f"{score.value:.3f}{spread}"
-    return f"{score.value:.3f}{spread} [{score.low:.3f}, {score.high:.3f}]"
+    return f"{score.value:.3f}{spread} [{score.low:.2f}, {score.high:.2f}]"
