@@ -53,6 +53,7 @@ class PretrainConfig(FrozenConfig):
     max_minutes: float | None = Field(default=None, gt=0, description="ends earlier; the schedule follows")
     batch_tokens: int = Field(default=4096, ge=16)
     learning_rate: float = Field(default=1e-3, gt=0)
+    embedding_rate_share: float = Field(default=1.0, gt=0, description="the embedding's, relative to that")
     warmup_steps: int = Field(default=100, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)
     validate_every_steps: int = Field(default=200, ge=1)

@@ -120,8 +120,9 @@ chromosomes 21, 22 (part) and Y of GRCh37 alone. No expression value was used.
 
 ## Training
 Masked language modelling, 15% of the tokens chosen (80% mask, 10% random, 10% kept); AdamW, peak learning
-rate {facts["learning_rate"]}, {facts["warmup_steps"]} warm-up steps, cosine decay, batches of about \
-{facts["batch_tokens"]:,} tokens, seed {facts["seed"]}.
+rate {facts["learning_rate"]} (the embedding's times {facts["embedding_rate_share"]}), \
+{facts["warmup_steps"]} warm-up steps, cosine decay, batches of about {facts["batch_tokens"]:,} tokens, \
+seed {facts["seed"]}.
 {int(metrics["step"]):,} steps, {int(metrics["tokens"]):,} tokens (epoch {int(metrics["epoch"]) + 1}), \
 {metrics["seconds"] / 60:.0f} minutes, {facts["workers"]} CPU process(es) of one thread.{start}
 

@@ -172,11 +172,15 @@ def _baselines(batches: list[MaskedBatch], counts: Tensor) -> dict[str, float]:
 
 
 def _optimiser(model: nn.Module, config: PretrainConfig) -> torch.optim.AdamW:
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    """AdamW without decay on vectors; the embedding moves slower, so that it keeps what its start knows."""
+    named = dict(model.named_parameters())
+    embedding = [p for name, p in named.items() if "word_embeddings" in name]
+    matrices = [p for name, p in named.items() if p.ndim > 1 and "word_embeddings" not in name]
+    vectors = [p for p in named.values() if p.ndim <= 1]
     groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": config.weight_decay, "rate_share": 1.0},
+        {"params": vectors, "weight_decay": 0.0, "rate_share": 1.0},
+        {"params": embedding, "weight_decay": 0.0, "rate_share": config.embedding_rate_share},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=ADAM_BETAS)
 
@@ -218,7 +222,7 @@ def _step(
 ) -> float:
     model.train()
     for group in optimiser.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["rate_share"]
     logits = model(torch.from_numpy(batch.token_ids), batch.offsets, torch.from_numpy(batch.places))
     loss = functional.cross_entropy(logits, torch.from_numpy(batch.targets))
     optimiser.zero_grad(set_to_none=True)
