@@ -145,7 +145,7 @@ def test_the_terminal_table_names_labels_and_protocol(full_root: Path) -> None:
     out = io.StringIO()
     print_table(table, Console(file=out, width=200), title="What each modality brings")
     text = out.getvalue()
-    assert "What each modality brings" in text and "0.120 ± 0.020 [0.040, 0.190]" in text
+    assert "What each modality brings" in text and "0.120 ± 0.02 [0.04, 0.19]" in text
     assert "measured GTEx gene mean TPM" in text and "5 folds by gene" in text and "random" in text
     assert row_title(table.rows[0]) == "length (ridge, no encoder)"
 
