@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,12 +98,10 @@ def doctor(settings: Settings, out: Output) -> None:
 def prepare(settings: Settings, out: Output) -> None:
     """Make the transcripts dataset from genome, annotation and expression."""
     from isoformer.ray_session import ray_session
-    from isoformer.stages import show_manifest
-    from isoformer.transcripts import prepare as run
+    from isoformer.stages import run_prepare
 
     with ray_session(settings.ray):
-        manifest = run(settings.require_prepare(), settings.root)
-    show_manifest(manifest, settings.root, out)
+        manifest = run_prepare(settings, out)
     out.result(manifest.model_dump(mode="json"))
 
 
@@ -150,7 +149,7 @@ def train(settings: Settings, out: Output, resume: bool) -> None:
 
     with ray_session(settings.ray):
         result = run_train(settings, out, resume=resume)
-    out.result(result.to_json())
+    out.result(asdict(result))
 
 
 @_verb

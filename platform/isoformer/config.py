@@ -1,7 +1,7 @@
 """Configuration as frozen data, checked once, at the door.
 
-`load_yaml` reads a file, `with_overrides` applies `--set a.b=value`, and a `FrozenConfig` subclass checks the result.
-Each configuration class sits beside the code that it configures; `settings.py` puts them together for the command line.
+`load_yaml` reads a file, `with_overrides` applies `--set a.b=value`, a `FrozenConfig` subclass checks it.
+Each configuration class sits beside the code that it configures; `settings.py` puts them together.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ C = TypeVar("C", bound=BaseModel)
 
 
 def build(config_class: type[C], data: Mapping[str, Any], *, origin: str = "configuration") -> C:
-    """Check `data` against `config_class`; ConfigError names every offending key, its value and what is allowed."""
+    """Check `data`; ConfigError names every offending key, its value and what is allowed."""
     try:
         return config_class.model_validate(dict(data))
     except ValidationError as error:

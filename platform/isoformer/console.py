@@ -29,6 +29,10 @@ class Output:
         """A line that says which step begins."""
         self.progress_console.print(Text(f"\n{text}", style="bold"))
 
+    def note(self, text: str) -> None:
+        """A line about how the work goes."""
+        self.progress_console.print(Text(text, style="dim"))
+
     def say(self, text: str) -> None:
         """One line for a person; silent under --json."""
         if not self.as_json:

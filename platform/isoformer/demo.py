@@ -25,7 +25,7 @@ def demo_settings(output: Path) -> Settings:
     """The demo's settings: tiny pre-trained encoders at two resolutions, and their random twins."""
     encoders = [
         {"name": name, "resolution": resolution}
-        for resolution in ("bins:16", "pooled")
+        for resolution in ("pooled", "bins:16")
         for name in ("ntv2-tiny-dna", "ntv2-tiny-rna", "esm2-tiny")
     ]
     twins = [
@@ -46,7 +46,6 @@ def run_demo(output: Path, out: Output) -> None:
     from isoformer import stages
     from isoformer.ray_session import ray_session
     from isoformer.tracking import open_line
-    from isoformer.transcripts import prepare
 
     started = time.perf_counter()
     settings = demo_settings(output)
@@ -54,7 +53,7 @@ def run_demo(output: Path, out: Output) -> None:
     (output / "settings.yaml").write_text(to_yaml(settings))
     with ray_session(settings.ray):
         out.heading("1  prepare: genome, annotation and measured expression")
-        stages.show_manifest(prepare(settings.require_prepare(), settings.root), settings.root, out)
+        stages.run_prepare(settings, out)
         out.heading("2  embed: pre-trained encoders and their random twins")
         stages.run_embed(settings, out)
         out.heading("3  sweep: fusion, width, heads, learning rate, modalities, resolution")

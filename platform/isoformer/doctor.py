@@ -103,9 +103,9 @@ def _cluster(root: str, tracking: TrackingConfig, ray: RayConfig) -> Iterator[Ch
         with ray_session(ray):
             import ray as ray_module
 
-            resources = ray_module.cluster_resources()
+            resources = ray_module.cluster_resources()  # type: ignore[no-untyped-call]
             amounts = {name: resources.get(name, 0) for name in ("CPU", "GPU")}
-            nodes = len(ray_module.nodes())
+            nodes = len(ray_module.nodes())  # type: ignore[no-untyped-call]
             yield Check(
                 "cluster", "driver", True, f"{nodes} node(s), {amounts['CPU']:g} CPU, {amounts['GPU']:g} GPU"
             )

@@ -44,8 +44,8 @@ class ClusterError(IsoformerError):
 class InputError(IsoformerError):
     """Bad input, named to the place: file, line or id, field, value, and what is allowed.
 
-    >>> str(InputError("negative TPM", file="x.tsv", line=3, field="Liver", value="-1", allowed="a number >= 0"))
-    "x.tsv, line 3, field 'Liver': negative TPM: got '-1'; allowed: a number >= 0"
+    >>> str(InputError("negative TPM", file="x.tsv", line=3, field="Liver", value="-1", allowed=">= 0"))
+    "x.tsv, line 3, field 'Liver': negative TPM: got '-1'; allowed: >= 0"
     """
 
     def __init__(

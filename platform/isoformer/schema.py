@@ -2,11 +2,14 @@
 
 Three tables make a dataset under a storage root:
 
-    <root>/transcripts/manifest.json, shard-00000.parquet …              one row a transcript, a gene in one shard
-    <root>/reference/<digest>.fa.gz (+ .fai, .gzi)                       the genome the windows are cut from
-    <root>/embeddings/<modality>/<encoder key>/manifest.json, shard-00000.parquet …   one row a distinct sequence
+    <root>/transcripts/                            manifest.json and a shard-00000.parquet … of whole genes,
+                                                   one row a transcript
+    <root>/reference/<digest>.fa.gz (.fai, .gzi)   the genome that the windows are cut from
+    <root>/embeddings/<modality>/<encoder key>/    manifest.json and the same shards, one row a distinct
+                                                   sequence
 
-Coordinates (`*_bp`) are 0-based, half-open, on the plus strand. Sequences read 5'→3' on the transcript's strand.
+Coordinates (`*_bp`) are 0-based, half-open, on the plus strand. Sequences read 5'→3' on
+the transcript's strand.
 """
 
 from __future__ import annotations
@@ -37,8 +40,8 @@ def transcripts_schema(target_count: int) -> pa.Schema:
     """One row a transcript. `targets` are natural log(1 + TPM), not standardised; masked targets hold 0.
 
     `window_start_bp` may be negative and `window_end_bp` past the chromosome's end: the rest is N.
-    `dna` is null where the window is cut from the reference (routes with a FASTA); a table that brings its own
-    DNA stores it. `status` is the most severe that applies; `notes` names every departure, with counts.
+    `dna` is null where the window is cut from the reference (routes with a FASTA); a table that brings its
+    own DNA stores it. `status` is the most severe that applies; `notes` names every departure, with counts.
     """
     return pa.schema(
         [
@@ -78,8 +81,8 @@ EMBEDDINGS_SCHEMA: Final = pa.schema(
 )
 """One row a distinct sequence of a shard, sorted by digest.
 
-`embedding` is the raw little-endian bytes of a C-ordered (positions, width) array; width and dtype stand in the
-file's metadata. Raw bytes read at memory speed and need no Arrow extension (measured: README, "Storage format").
+`embedding` is the raw little-endian bytes of a C-ordered (positions, width) array; width and dtype stand in
+the file's metadata. Raw bytes read at memory speed and need no Arrow extension.
 """
 
 

@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     from isoformer.transcripts import Manifest
 
 
-def show_manifest(manifest: Manifest, root: str, out: Output) -> None:
+def run_prepare(settings: Settings, out: Output) -> Manifest:
+    """Make the transcripts dataset, or find that it is there. Ray must be connected."""
+    from isoformer.transcripts import prepare
+
+    manifest = prepare(settings.require_prepare(), settings.root, progress=out.note)
+    _show_manifest(manifest, settings.root, out)
+    return manifest
+
+
+def _show_manifest(manifest: Manifest, root: str, out: Output) -> None:
     """What went in, what came out, and why the rest did not."""
     counts = manifest.counts
     out.facts(
@@ -67,17 +76,19 @@ def show_plan(planned: Plan, out: Output) -> None:
 
 def run_embed(settings: Settings, out: Output) -> EmbedReport:
     """Plan, embed with a progress bar, and set predicted beside actual. Ray must be connected."""
+    from isoformer.embeddings.cluster import alive_nodes
     from isoformer.embeddings.pipeline import embed
     from isoformer.embeddings.plan import plan
     from isoformer.storage import open_storage
 
-    show_plan(plan(settings.embed, settings.root), out)
+    planned = plan(settings.embed, settings.root, nodes=alive_nodes())
+    show_plan(planned, out)
     with out.progress("embed") as advance:
 
         def told(progress: EmbedProgress) -> None:
             advance(progress.shards_done, progress.shards, progress.encoder)
 
-        report = embed(settings.embed, settings.root, progress=told)
+        report = embed(settings.embed, settings.root, planned=planned, progress=told)
     if report.shards_written:  # the HTML report sets planned beside actual
         text = json.dumps(report.to_json(), indent=1)
         open_storage(settings.root).write_bytes("reports/embed.json", text.encode())

@@ -75,7 +75,7 @@ class TestDemo:
             ).fetchall()
             unfinished = store.execute("select count(*) from runs where status != 'FINISHED'").fetchone()[0]
         assert [count for _, count in parents] == [12]
-        assert tags["dataset.fingerprint"] == tags["encoder.rna"] >= 1
+        assert tags["data_fingerprint"] == tags["label_provenance"] == 13  # the trials and the final run
         assert unfinished == 0
 
     def test_table_holds_model_and_baselines_with_intervals(self, demo: Demo) -> None:
