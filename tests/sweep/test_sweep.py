@@ -156,8 +156,8 @@ def test_a_killed_driver_is_resumed_without_repeating_or_losing_a_trial(
 
     import ray
 
-    base = BASE.edited(epochs=60, patience=60)
-    config = SweepConfig(trials=10, keys=KEYS, prune=False)
+    base = BASE.edited(epochs=40, patience=40)
+    config = SweepConfig(trials=6, keys=KEYS, prune=False)
     made = tmp_path / "made.pickle"
     made.write_bytes(pickle.dumps((shared, config, base)))
     address = ray.get_runtime_context().gcs_address
@@ -174,7 +174,7 @@ def test_a_killed_driver_is_resumed_without_repeating_or_losing_a_trial(
 
     result = sweep(config, base, str(tmp_path), tracking=QUIET, data=shared, resume=True)
     states = Counter(row.state for row in result.trials)
-    assert states["complete"] == 10 and set(states) <= {"complete", "interrupted"}
+    assert states["complete"] == 6 and set(states) <= {"complete", "interrupted"}
     after = {row.number: (row.state, row.value, row.params) for row in result.trials}
     assert before.items() <= after.items(), "finished trials are the same"
     for row in result.trials:
