@@ -45,6 +45,22 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         ray.shutdown()
 
 
+@contextmanager
+def quiet_ray_data() -> Iterator[None]:
+    """Our own progress stands in for Ray Data's bars and plan dumps; its settings are put back."""
+    from ray.data import DataContext
+
+    context, logger = DataContext.get_current(), logging.getLogger("ray.data")
+    bars, level = context.enable_progress_bars, logger.level
+    context.enable_progress_bars = False
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = bars
+        logger.setLevel(level)
+
+
 def _start(config: RayConfig) -> None:
     """Connect, or start a local cluster; a start that a busy machine makes too slow is tried again."""
     import ray
@@ -53,7 +69,6 @@ def _start(config: RayConfig) -> None:
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
             ray.init(**_init_arguments(config, address))
-            logging.getLogger("ray.data").setLevel(logging.ERROR)  # no plan of execution on the user's screen
             return
         except Exception as error:  # Ray raises the bare class where a node does not come up in 30 s
             ray.shutdown()

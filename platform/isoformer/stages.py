@@ -196,7 +196,7 @@ def _parameters(parameters: dict[str, Any]) -> str:
 def run_evaluate(settings: Settings, out: Output, *, ablation: bool = True) -> dict[str, Any]:
     """Score the run on its test genes, then every modality subset; both tables shown and saved beside it."""
     from isoformer.evaluate import evaluate
-    from isoformer.report.console_table import print_table
+    from isoformer.report.console_table import print_ablation, print_table
     from isoformer.tracking import Tracker, log_ablation, log_evaluation, run_key
 
     evaluation = evaluate(settings.root, settings.run, draws=settings.evaluate.draws)
@@ -206,7 +206,7 @@ def run_evaluate(settings: Settings, out: Output, *, ablation: bool = True) -> d
     if ablation:
         table = _ablation(settings, out)
         if not out.as_json:
-            print_table(table, out.console, title="What each modality brings")
+            print_ablation(table, out.console, title="What each modality brings")
         result["ablation"] = table.model_dump(mode="json")
     with Tracker(settings.tracking.for_root(settings.root)) as tracker:
         run = tracker.start_run(settings.run, key=run_key(settings.root, settings.run))

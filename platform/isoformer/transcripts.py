@@ -40,6 +40,7 @@ from isoformer.manifest import (
     read_shard,
 )
 from isoformer.planning import Plan, PrepareConfig, deal_into_shards
+from isoformer.ray_session import quiet_ray_data
 from isoformer.routes import plan_rows
 from isoformer.sources.files import bytes_digest, existing_file
 from isoformer.sources.reference import INDEX_SUFFIXES, Reference, build_reference, reference_key
@@ -115,12 +116,11 @@ def run_on_ray(shards: Sequence[bytes], settings: ShardSettings) -> list[dict[st
     """Run the shard tasks as Ray Data tasks, one a shard; the summaries come back in shard order."""
     import ray
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
     items = [{"index": index, "plan": plan} for index, plan in enumerate(shards)]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    answers = [
-        json.loads(row["answer"]) for row in dataset.map(partial(_extract_item, settings=settings)).take_all()
-    ]
+    with quiet_ray_data():
+        dataset = ray.data.from_items(items, override_num_blocks=len(items))
+        rows = dataset.map(partial(_extract_item, settings=settings)).take_all()
+    answers = [json.loads(row["answer"]) for row in rows]
     for answer in answers:
         if "error" in answer:
             raise getattr(errors, answer["error"])(answer["text"])

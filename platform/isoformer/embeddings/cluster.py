@@ -1,4 +1,4 @@
-"""What embedding asks of the cluster around Ray Data: nodes, room for actors, quiet, errors in one line."""
+"""What embedding asks of the cluster around Ray Data: nodes, room for actors, errors in one line."""
 
 from __future__ import annotations
 
@@ -50,22 +50,6 @@ def alive_nodes() -> int:
     import ray
 
     return sum(node["Alive"] for node in cast(Any, ray).nodes()) if ray.is_initialized() else 1
-
-
-@contextmanager
-def quiet_ray_data() -> Iterator[None]:
-    """Our own progress stands in for Ray Data's bars and plan dumps; its settings are put back."""
-    from ray.data import DataContext
-
-    context, logger = DataContext.get_current(), logging.getLogger("ray.data")
-    bars, level = context.enable_progress_bars, logger.level
-    context.enable_progress_bars = False
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        context.enable_progress_bars = bars
-        logger.setLevel(level)
 
 
 @contextmanager

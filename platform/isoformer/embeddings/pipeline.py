@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from isoformer.embeddings.cluster import alive_nodes, explained, quiet_ray_data, require_room
+from isoformer.embeddings.cluster import alive_nodes, explained, require_room
 from isoformer.embeddings.config import EmbedConfig, EncoderGroup, EncoderJob
 from isoformer.embeddings.plan import Plan, plan
 from isoformer.embeddings.profile import EncoderRate, read_profile, write_profile
@@ -29,6 +29,7 @@ from isoformer.embeddings.workers import (
     work_table,
 )
 from isoformer.errors import ClusterError
+from isoformer.ray_session import quiet_ray_data
 from isoformer.schema import SCHEMA_VERSION, Modality
 from isoformer.storage import open_storage
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from isoformer.scores import Score, ScoreTable
+from isoformer.scores import Score, ScoreRow, ScoreTable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,14 +25,25 @@ def print_table(table: ScoreTable, console: Console, *, title: str = "Scores") -
         cells += [score_text(score) for score in (row.r2, row.spearman, row.pearson)]
         shown.add_row(*(Text(cell) for cell in cells))
     console.print(shown)
-    labels = "; ".join(dict.fromkeys(row.label_provenance for row in table.rows))
-    size = (
-        f"{table.rows[0].transcripts} transcripts of {table.rows[0].genes} genes" if table.rows else "no rows"
-    )
-    console.print(Text(f"  {table.protocol}; {size}; target {table.target_unit}"))
-    console.print(Text(f"  labels: {labels}"))
-    encoders = dict.fromkeys(name for row in table.rows for name in row.encoders.values())
-    console.print(Text(f"  encoders: {', '.join(encoders) or 'none'}"))
+    _print_footer(table, console)
+
+
+def print_ablation(table: ScoreTable, console: Console, *, title: str) -> None:
+    """The ablation folded: a row a subset of modalities, a column a method and its kind of weights."""
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = list(dict.fromkeys((row.method, row.trained) for row in table.rows if row.modalities))
+    shown = Table(title=title, title_justify="left", title_style="bold", box=None)
+    shown.add_column("R² / Spearman from")
+    for method, trained in [("ridge_baseline", "no encoder"), *columns]:
+        shown.add_column(f"{method}\n{trained}", justify="right", no_wrap=True)
+    for name in dict.fromkeys(row.name for row in table.rows):
+        rows = {(row.method, row.trained): row for row in table.rows if row.name == name}
+        cells = [rows.get(column) for column in [("ridge_baseline", "none"), *columns]]
+        shown.add_row(name, *(Text(_pair(row) if row else "") for row in cells))
+    console.print(shown)
+    _print_footer(table, console)
 
 
 def score_text(score: Score) -> str:
@@ -43,3 +54,21 @@ def score_text(score: Score) -> str:
     if score.low is None or score.high is None:
         return f"{score.value:.3f}{spread}"
     return f"{score.value:.3f}{spread} [{score.low:.2f}, {score.high:.2f}]"
+
+
+def _print_footer(table: ScoreTable, console: Console) -> None:
+    from rich.text import Text
+
+    labels = "; ".join(dict.fromkeys(row.label_provenance for row in table.rows))
+    size = (
+        f"{table.rows[0].transcripts} transcripts of {table.rows[0].genes} genes" if table.rows else "no rows"
+    )
+    console.print(Text(f"  {table.protocol}; {size}; target {table.target_unit}"))
+    console.print(Text(f"  labels: {labels}"))
+    encoders = dict.fromkeys(name for row in table.rows for name in row.encoders.values())
+    console.print(Text(f"  encoders: {', '.join(encoders) or 'none'}"))
+
+
+def _pair(row: ScoreRow) -> str:
+    values = (row.r2.value, row.spearman.value)
+    return " / ".join("undefined" if value is None else f"{value:.3f}" for value in values)
