@@ -28,9 +28,7 @@ Verb = Callable[..., None]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit the process with its status."""
     try:
-        commands.main(args=arguments, prog_name="isoformer", standalone_mode=False)
-    except click.exceptions.Exit as request:
-        sys.exit(request.exit_code)
+        status = commands.main(args=arguments, prog_name="isoformer", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
@@ -43,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         click.echo(f"error: {cause}", err=True)
         sys.exit(2)
+    if status:  # what a verb asked for with click's Exit
+        sys.exit(status)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

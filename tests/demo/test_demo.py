@@ -75,7 +75,8 @@ class TestDemo:
             ).fetchall()
             unfinished = store.execute("select count(*) from runs where status != 'FINISHED'").fetchone()[0]
         assert [count for _, count in parents] == [12]
-        assert tags["data_fingerprint"] == tags["label_provenance"] == 13  # the trials and the final run
+        assert tags["data_fingerprint"] == 13  # the trials and the final run
+        assert tags["label_provenance"] == 14  # and the sweep
         assert unfinished == 0
 
     def test_table_holds_model_and_baselines_with_intervals(self, demo: Demo) -> None:
@@ -88,7 +89,7 @@ class TestDemo:
         rows = demo.result["evaluation"]["ablation"]["rows"]
         names = {row["name"] for row in rows if row["method"] == "ridge_probe"}
         assert {"dna", "rna", "protein", "dna+rna", "dna+protein", "rna+protein", "dna+rna+protein"} <= names
-        assert any("random" in json.dumps(row["encoders"]) for row in rows)
+        assert {row["trained"] for row in rows} == {"none", "pre-trained", "random"}
 
     def test_report_opens_without_a_network_and_says_what_the_labels_are(self, demo: Demo) -> None:
         page = Path(demo.result["report"]).read_text()
