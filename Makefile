@@ -25,7 +25,7 @@ demo: install
 	$(BIN)/isoformer demo $(ARGS)
 
 test: check
-	$(BIN)/python -m pytest -m "not chaos" $(ARGS)
+	$(BIN)/python -m pytest -m "not chaos" -n 2 --dist loadfile $(ARGS)
 
 check: install
 	$(BIN)/ruff format --check platform jobs tests

@@ -114,7 +114,8 @@ class Server:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db", "--workers", "1"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        quick = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        environment = {**os.environ, **quick}
         log = (self.folder / "server.log").open("ab")
         self.process = subprocess.Popen(
             command, stdout=log, stderr=log, env=environment, start_new_session=True, cwd=self.folder
@@ -155,7 +156,8 @@ def test_a_server_killed_mid_run_loses_nothing(
     tracker = Tracker(config)
     run = tracker.start_run("killed-server")
     tracker.log_metrics(run, {"loss": 0.0}, step=0)
-    assert tracker.flush(60)
+    assert any(tracker.flush(30) for _ in range(10)), "a busy server may need more than one try"
+    caplog.clear()
     server.kill()
     start = time.perf_counter()
     for step in range(1, 200):
