@@ -36,7 +36,7 @@ class Output:
     def say(self, text: str) -> None:
         """One line for a person; silent under --json."""
         if not self.as_json:
-            self.console.print(Text(text))
+            self.console.print(Text(text), soft_wrap=True)
 
     def result(self, data: Mapping[str, Any]) -> None:
         """The verb's result as one JSON object; silent for a person, who has been shown a table."""
@@ -105,5 +105,7 @@ def _shown(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
+        if value and abs(value) < 0.01:
+            return f"{value:.2g}"
         return f"{value:,.3f}" if abs(value) < 100 else f"{value:,.0f}"
     return str(value)

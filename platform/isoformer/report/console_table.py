@@ -63,7 +63,7 @@ def _print_footer(table: ScoreTable, console: Console) -> None:
     size = (
         f"{table.rows[0].transcripts} transcripts of {table.rows[0].genes} genes" if table.rows else "no rows"
     )
-    console.print(Text(f"  {table.protocol}; {size}; target {table.target_unit}"))
+    console.print(Text(f"  {table.protocol}; {size}; target {table.target_unit}"), soft_wrap=True)
     console.print(Text(f"  labels: {labels}"))
     encoders = dict.fromkeys(name for row in table.rows for name in row.encoders.values())
     console.print(Text(f"  encoders: {', '.join(encoders) or 'none'}"))
