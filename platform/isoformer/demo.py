@@ -50,7 +50,8 @@ def run_demo(output: Path, out: Output) -> None:
     started = time.perf_counter()
     settings = demo_settings(output)
     output.mkdir(parents=True, exist_ok=True)
-    (output / "settings.yaml").write_text(to_yaml(settings))
+    saved = output / "settings.yaml"
+    saved.write_text(to_yaml(settings))
     with ray_session(settings.ray):
         out.heading("1  prepare: genome, annotation and measured expression")
         stages.run_prepare(settings, out)
@@ -60,6 +61,7 @@ def run_demo(output: Path, out: Output) -> None:
         stages.run_sweep(settings, out, resume=True)
         out.heading("4  train: the best configuration, on Ray Train")
         settings = with_best(settings)
+        saved.write_text(to_yaml(settings))
         stages.run_train(settings, out, resume=True)
     out.heading("5  evaluate: held-out genes, baselines, modality ablation")
     result = stages.run_evaluate(settings, out)
@@ -69,7 +71,7 @@ def run_demo(output: Path, out: Output) -> None:
     out.say(f"\nDone in {minutes:.1f} minutes.")
     out.say(f"  report    {path}")
     out.say(f"  MLflow    {open_line(settings.tracking.for_root(settings.root))}")
-    out.say(f"  settings  {output / 'settings.yaml'}  (any step again: isoformer <verb> --config …)")
+    out.say(f"  settings  {saved}  (any step again: isoformer <verb> --config …)")
     out.result({"evaluation": result, "report": str(path), "minutes": minutes})
 
 

@@ -116,7 +116,7 @@ def run_embed(settings: Settings, out: Output) -> EmbedReport:
 
 def run_train(settings: Settings, out: Output, *, resume: bool = False) -> TrainResult:
     """Train on Ray Train, tracked as one MLflow run. Ray must be connected."""
-    from isoformer.tracking import TrackedRun, Tracker, flat_params, run_key
+    from isoformer.tracking import Tracker, flat_params, run_key
     from isoformer.training.train import train
 
     config = settings.train_config()
@@ -130,7 +130,7 @@ def run_train(settings: Settings, out: Output, *, resume: bool = False) -> Train
                 settings.root,
                 run=settings.run,
                 resume=resume,
-                tracker=TrackedRun(tracker, run),
+                tracker=tracker.on_run(run),
                 progress=lambda metrics: advance(int(metrics["epoch"]) + 1, config.epochs),
             )
         except BaseException:
@@ -243,7 +243,9 @@ def run_report(settings: Settings, output: Path | None = None) -> Path:
     """The HTML report, beside the data of a local root unless `output` says where."""
     from isoformer.report import build_report
 
-    return build_report(settings.root, output, run=settings.run, study=settings.sweep.study)
+    return build_report(
+        settings.root, output, run=settings.run, study=settings.sweep.study, tracking=settings.tracking
+    )
 
 
 def run_store(settings: Settings, out: Output, action: str, *, delete: bool = False) -> bool:

@@ -20,16 +20,8 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from isoformer.config import FrozenConfig
 from isoformer.errors import InputError
 from isoformer.schema import MODALITIES, SPLITS, Modality
-
-
-class DatasetSpec(FrozenConfig):
-    """Which dataset: a storage root and one encoder key a modality."""
-
-    root: str
-    keys: dict[Modality, str]
 
 
 @dataclass(frozen=True)
