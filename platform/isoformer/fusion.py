@@ -5,7 +5,8 @@ A fusion takes `{modality: Tokens}` and gives a list of `Tokens` whose widths it
 sample lacks has no true entry in `is_token_BL`, and a fusion must give that sample what it would give had the
 modality never been there.
 
-    cross_attention    the paper's: successive cross-attentions with residuals, nothing else (the default)
+    cross_attention    the paper's: successive cross-attentions with residuals, nothing else (the default);
+                       with `queries: [dna]` that of the published checkpoint
     concat             no exchange: each modality's own mean (a linear probe when the head is linear)
     perceiver_shared   all tokens projected to one width, read by a few learned latents (a paper ablation)
 
@@ -45,11 +46,12 @@ class Tokens:
 
 @dataclass(frozen=True)
 class FusionOptions:
-    """What a fusion may be told: heads of each attention, stacked blocks, learned latents."""
+    """What a fusion may be told: heads of each attention, stacked blocks, learned latents, who asks."""
 
     heads: int = 8
     blocks: int = 1
     latents: int = 16
+    queries: tuple[Modality, ...] | None = None
 
 
 class Fusion(Protocol):
@@ -112,22 +114,24 @@ class CrossAttentionFusion(nn.Module):
     h_dna, h_rna).
 
     f attends to the one, then, with what that gave, to the other. Blocks are stacked: all modalities of a
-    block read the states that the block before left.
+    block read the states that the block before left. Where `queries` names some modalities only, the others
+    are read as they came and do not come out.
     """
 
     def __init__(self, widths: Mapping[Modality, int], options: FusionOptions) -> None:
         super().__init__()
-        self.widths = tuple(widths.values())
+        self.queries = tuple(m for m in widths if options.queries is None or m in options.queries)
+        self.widths = tuple(widths[modality] for modality in self.queries)
         self.blocks = nn.ModuleList(
-            _cross_attention_block(widths, options.heads) for _ in range(options.blocks)
+            _cross_attention_block(widths, self.queries, options.heads) for _ in range(options.blocks)
         )
 
     def forward(self, inputs: Mapping[Modality, Tokens]) -> list[Tokens]:
         states = dict(inputs)
         for block in self.blocks:
             assert isinstance(block, nn.ModuleDict)
-            states = {modality: _successive(block, modality, states) for modality in states}
-        return list(states.values())
+            states = {**states, **{asking: _successive(block, asking, states) for asking in self.queries}}
+        return [states[modality] for modality in self.queries]
 
 
 class ConcatFusion(nn.Module):
@@ -202,12 +206,18 @@ FUSIONS: Final[dict[str, Callable[[Mapping[Modality, int], FusionOptions], Fusio
 }
 
 
-def _cross_attention_block(widths: Mapping[Modality, int], heads: int) -> nn.ModuleDict:
+def _cross_attention_block(
+    widths: Mapping[Modality, int], queries: tuple[Modality, ...], heads: int
+) -> nn.ModuleDict:
     units: dict[str, nn.Module] = {
-        modality: nn.ModuleDict(
-            {other: CrossAttention(width, widths[other], heads) for other in widths if other != modality}
+        asking: nn.ModuleDict(
+            {
+                other: CrossAttention(widths[asking], widths[other], heads)
+                for other in widths
+                if other != asking
+            }
         )
-        for modality, width in widths.items()
+        for asking in queries
     }
     return nn.ModuleDict(units)
 

@@ -56,7 +56,7 @@ class IsoFormer(nn.Module):
         self.target_names = tuple(target_names)
         self.inputs = nn.ModuleDict({m: CachedInput(w, config.width) for m, w in self.input_widths.items()})
         fused_from = {m: config.width or w for m, w in self.input_widths.items()}
-        options = FusionOptions(heads=config.heads, blocks=config.blocks, latents=config.latents)
+        options = FusionOptions(config.heads, config.blocks, config.latents, config.queries)
         self.fusion = build_fusion(config.fusion, fused_from, options)
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(sum(self.fusion.widths), len(self.target_names))

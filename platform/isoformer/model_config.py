@@ -30,6 +30,9 @@ class ModelConfig(FrozenConfig):
     heads: int = Field(default=8, ge=1)
     blocks: int = Field(default=1, ge=1, description="stacked rounds of attention")
     latents: int = Field(default=16, ge=1, description="perceiver fusions only")
+    queries: tuple[Modality, ...] | None = Field(
+        default=None, description="cross_attention only: who asks and is pooled; null: every modality"
+    )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="on the pooled vector, before the head")
     standardise_inputs: bool = True
     zero_start: bool = True
@@ -47,6 +50,20 @@ class ModelConfig(FrozenConfig):
         if not value or len(set(value)) != len(value):
             raise ValueError(f"must name at least one of {', '.join(MODALITIES)}, each once")
         return tuple(modality for modality in MODALITIES if modality in value)
+
+    @model_validator(mode="after")
+    def _queries_are_modalities(self) -> Self:
+        if self.queries is None:
+            return self
+        if self.fusion != "cross_attention":
+            raise ValueError(
+                f"queries {list(self.queries)} go with fusion cross_attention, not {self.fusion}"
+            )
+        if not self.queries or not set(self.queries) <= set(self.modalities):
+            raise ValueError(
+                f"queries {list(self.queries)} must be some of the modalities {list(self.modalities)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from isoformer.config import build
 from isoformer.errors import ConfigError
 from isoformer.fusion import FUSIONS, CrossAttention, FusionOptions, Tokens, build_fusion, masked_mean
 from isoformer.model import IsoFormer, ModelConfig
@@ -65,7 +66,7 @@ def golden_fusion(states: dict[Modality, np.ndarray], fusion, heads: int) -> dic
     for block in fusion.blocks:
         fresh = {}
         for modality, own in states.items():
-            for other in MODALITIES:
+            for other in MODALITIES if modality in block else ():
                 if other != modality and len(states[other]) and len(own):
                     weights = {
                         k: v.numpy().astype(np.float64)
@@ -77,10 +78,12 @@ def golden_fusion(states: dict[Modality, np.ndarray], fusion, heads: int) -> dic
     return states
 
 
+@pytest.mark.parametrize("queries", [None, ("dna",), ("dna", "protein")])
 @pytest.mark.parametrize("blocks", [1, 2])
-def test_cross_attention_is_the_papers(blocks: int) -> None:
+def test_cross_attention_is_the_papers(blocks: int, queries: tuple[Modality, ...] | None) -> None:
     tokens = made_tokens()
-    fusion = randomised(build_fusion("cross_attention", WIDTHS, FusionOptions(heads=4, blocks=blocks)))
+    options = FusionOptions(heads=4, blocks=blocks, queries=queries)
+    fusion = randomised(build_fusion("cross_attention", WIDTHS, options))
     with torch.no_grad():
         fused = fusion(tokens)
     for sample in range(4):
@@ -89,7 +92,7 @@ def test_cross_attention_is_the_papers(blocks: int) -> None:
             for m, t in tokens.items()
         }
         expected = golden_fusion(states, fusion, heads=4)
-        for modality, part in zip(MODALITIES, fused, strict=True):
+        for modality, part in zip(queries or MODALITIES, fused, strict=True):
             got = part.hidden_BLD[sample, part.is_token_BL[sample]].numpy()
             np.testing.assert_allclose(got, expected[modality], atol=2e-5)
 
@@ -115,27 +118,28 @@ def test_the_registry_and_the_configuration_know_the_same_names() -> None:
         build_fusion("crossattention", WIDTHS, FusionOptions())
 
 
-@pytest.mark.parametrize("name", FUSION_NAMES)
 class TestFusionContract:
     """What every fusion promises; a new one is checked by being in the registry."""
 
-    def fusion(self, name: str):
-        return randomised(build_fusion(name, WIDTHS, FusionOptions(heads=4, blocks=2, latents=3)))
+    @pytest.fixture(params=[*((name, None) for name in FUSION_NAMES), ("cross_attention", ("dna",))], ids=str)
+    def fusion(self, request: pytest.FixtureRequest) -> torch.nn.Module:
+        name, queries = request.param
+        options = FusionOptions(heads=4, blocks=2, latents=3, queries=queries)
+        return randomised(build_fusion(name, WIDTHS, options))
 
-    def test_widths_are_those_that_come_out(self, name: str) -> None:
-        fusion = self.fusion(name)
+    def test_widths_are_those_that_come_out(self, fusion) -> None:
         assert fusion.widths == tuple(part.hidden_BLD.shape[-1] for part in fusion(made_tokens()))
 
-    def test_padding_never_leaks(self, name: str) -> None:
-        fusion, tokens = self.fusion(name), made_tokens()
+    def test_padding_never_leaks(self, fusion) -> None:
+        tokens = made_tokens()
         spoiled = {
             m: Tokens(torch.where(t.is_token_BL.unsqueeze(-1), t.hidden_BLD, 1e4), t.is_token_BL)
             for m, t in tokens.items()
         }
         torch.testing.assert_close(pooled(fusion, spoiled), pooled(fusion, tokens))
 
-    def test_a_sample_is_the_same_alone_in_a_crowd_and_in_any_order(self, name: str) -> None:
-        fusion, tokens = self.fusion(name), made_tokens()
+    def test_a_sample_is_the_same_alone_in_a_crowd_and_in_any_order(self, fusion) -> None:
+        tokens = made_tokens()
         together = pooled(fusion, tokens)
         for sample in range(4):
             alone = {
@@ -146,13 +150,13 @@ class TestFusionContract:
         shuffled = {m: Tokens(t.hidden_BLD[order], t.is_token_BL[order]) for m, t in tokens.items()}
         torch.testing.assert_close(pooled(fusion, shuffled), together[order])
 
-    def test_the_order_of_positions_does_not_matter(self, name: str) -> None:
-        fusion, tokens = self.fusion(name), made_tokens()
+    def test_the_order_of_positions_does_not_matter(self, fusion) -> None:
+        tokens = made_tokens()
         turned = {m: Tokens(t.hidden_BLD.flip(1), t.is_token_BL.flip(1)) for m, t in tokens.items()}
         torch.testing.assert_close(pooled(fusion, turned), pooled(fusion, tokens), atol=1e-5, rtol=1e-5)
 
-    def test_a_missing_modality_gives_no_gradient_and_no_nan(self, name: str) -> None:
-        fusion, tokens = self.fusion(name), made_tokens()
+    def test_a_missing_modality_gives_no_gradient_and_no_nan(self, fusion) -> None:
+        tokens = made_tokens()
         hidden = {m: t.hidden_BLD.clone().requires_grad_() for m, t in tokens.items()}
         result = pooled(fusion, {m: Tokens(hidden[m], t.is_token_BL) for m, t in tokens.items()})
         assert torch.isfinite(result).all()
@@ -162,13 +166,13 @@ class TestFusionContract:
             assert (gradient[~t.is_token_BL] == 0).all()
             assert (gradient[t.is_token_BL] != 0).any()
 
-    def test_every_parameter_learns(self, name: str) -> None:
-        fusion = self.fusion(name)
+    def test_every_parameter_learns(self, fusion) -> None:
         tokens = {m: Tokens(t.hidden_BLD.requires_grad_(), t.is_token_BL) for m, t in made_tokens().items()}
         pooled(fusion, tokens).square().sum().backward()
         still = [n for n, p in fusion.named_parameters() if p.grad is None or not (p.grad != 0).any()]
         assert [n for n in still if not n.endswith("key.bias")] == []  # softmax cancels a bias of all keys
 
+    @pytest.mark.parametrize("name", FUSION_NAMES)
     def test_single_modalities_and_pairs(self, name: str) -> None:
         for modalities in (("rna",), ("dna", "protein")):
             model = IsoFormer(
@@ -187,3 +191,25 @@ def test_a_missing_context_leaves_the_states_as_they_are() -> None:
 def test_masked_mean_is_zero_without_tokens() -> None:
     mean = masked_mean(Tokens(torch.full((1, 3, 2), 7.0), torch.zeros(1, 3, dtype=torch.bool)))
     assert mean.tolist() == [[0.0, 0.0]]
+
+
+def test_only_those_who_ask_come_out_and_reach_the_head() -> None:
+    config = ModelConfig(queries=("dna",), heads=4, zero_start=False)
+    model = IsoFormer(config, WIDTHS, ["a", "b"])
+    assert model.fusion.widths == (WIDTHS["dna"],) and model.head.in_features == WIDTHS["dna"]
+    asking = {name.split(".")[3] for name in model.state_dict() if name.startswith("fusion.blocks.")}
+    assert asking == {"dna"}
+    assert model(made_tokens()).shape == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"queries": ["dna"], "fusion": "concat"}, r"queries \['dna'\] go with fusion cross_attention"),
+        ({"queries": ["dna"], "modalities": ["rna"]}, r"must be some of the modalities \['rna'\]"),
+        ({"queries": []}, "must be some of the modalities"),
+    ],
+)
+def test_queries_that_cannot_ask_are_named(settings: dict[str, object], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        build(ModelConfig, settings)
