@@ -1,0 +1,192 @@
+"""The library's own model behind the `Encoder` contract: batches of equal length, nothing padded.
+
+Called by `huggingface.py`, once per actor. What was refused there is not met here; what only the library can
+tell is refused here: decoders by class, tensors that the file lacks or that have no place, a tokenizer that
+differs from the library's.
+
+Shapes: B sequences, L tokens of one, P positions of all, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from isoformer.encoders.huggingface_tokenizer import LibraryTokenizer, probe
+from isoformer.encoders.registry import EncoderChoice
+from isoformer.encoders.spec import Encoded, EncoderSpec, Packed
+from isoformer.encoders.weights_files import check_names_and_shapes
+from isoformer.errors import EncoderError
+
+_DTYPES: Final = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+_MAY_MISS: Final = ("pooler.", "contact_head.")
+_BUFFERS: Final = ("position_ids", "inv_freq")
+
+
+class LibraryEncoder:
+    """`Encoder` over a model of transformers; evaluation mode, no gradients."""
+
+    def __init__(
+        self,
+        choice: EncoderChoice,
+        spec: EncoderSpec,
+        model: nn.Module,
+        *,
+        ends: tuple[int, int],
+        weights_digest: str,
+        device: str,
+    ) -> None:
+        self.spec = spec
+        self.weights_digest = weights_digest
+        self.model = model.to(device=device, dtype=_DTYPES[choice.precision]).eval().requires_grad_(False)
+        self._last, self._average = choice.layer % (spec.layers + 1), choice.average_layers
+        self._before, self._after = ends
+        self._device = device
+
+    def encode(self, packed: Packed) -> Encoded:
+        self._require_known(packed)
+        lengths = np.diff(packed.offsets)
+        states: list[Tensor] = [torch.empty(0)] * len(lengths)
+        for members in _runs_of_equal_length(lengths):
+            ids_BL = np.stack([packed.token_ids[packed.offsets[i] : packed.offsets[i + 1]] for i in members])
+            for member, states_LD in zip(members, self._states(ids_BL), strict=True):
+                states[member] = states_LD
+        own = [states_LD[self._before : len(states_LD) - self._after] for states_LD in states]
+        offsets = np.concatenate([[0], np.cumsum([len(states_LD) for states_LD in own])]).astype(np.int64)
+        cls_BD = torch.stack([states_LD[0] for states_LD in states]) if self.spec.has_cls else None
+        return Encoded(torch.cat(own), offsets, cls_BD)
+
+    def _states(self, ids_BL: NDArray[np.int32]) -> Tensor:
+        """(B, L, D) in float32: the asked layer, or the mean of the last of them."""
+        input_ids = torch.from_numpy(ids_BL.astype(np.int64)).to(self._device)
+        wants_last = self._last == self.spec.layers and self._average == 1
+        with torch.no_grad():
+            output = self.model(
+                input_ids=input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                output_hidden_states=not wants_last,
+                return_dict=True,
+            )
+        if wants_last:
+            return output.last_hidden_state.float()
+        layers = [*output.hidden_states[:-1], output.last_hidden_state]
+        asked = layers[self._last + 1 - self._average : self._last + 1]
+        return torch.stack([states_BLD.float() for states_BLD in asked]).mean(dim=0)
+
+    def _require_known(self, packed: Packed) -> None:
+        size = self.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+        if int(packed.token_ids.max()) >= size or int(packed.token_ids.min()) < 0:
+            raise EncoderError(f"{self.spec.name}: token id outside the vocabulary of {size}")
+
+
+def load_library_encoder(
+    choice: EncoderChoice,
+    spec: EncoderSpec,
+    tokenizer: LibraryTokenizer,
+    folder: Path,
+    weights_digest: str,
+    device: str,
+) -> LibraryEncoder:
+    """EncoderError for a decoder, tensors that do not fit, or a tokenizer that is not the library's."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    _refuse_decoders(config, folder)
+    _compare_tokenizers(tokenizer, folder)
+    model = _model(choice, config, folder)
+    ends = len(tokenizer.vocabulary.before), len(tokenizer.vocabulary.after)
+    return LibraryEncoder(
+        choice, spec, _encoder_half(model, config), ends=ends, weights_digest=weights_digest, device=device
+    )
+
+
+def _refuse_decoders(config: Any, folder: Path) -> None:
+    from transformers.models.auto import modeling_auto as known
+
+    decodes = config.model_type in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    both_ways = config.model_type in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if decodes and not both_ways and not getattr(config, "is_encoder_decoder", False):
+        raise EncoderError(
+            f"{folder}: a {config.model_type} is a decoder, not an encoder: its states look back only"
+        )
+
+
+def _compare_tokenizers(tokenizer: LibraryTokenizer, folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    try:
+        library = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise EncoderError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
+    text, ids = probe(tokenizer)
+    if (theirs := library(text)["input_ids"]) != ids:
+        first = next(
+            (i for i, pair in enumerate(zip(ids, theirs, strict=False)) if pair[0] != pair[1]), "the end"
+        )
+        raise EncoderError(
+            f"{folder}: its tokenizer is not read as the library reads it: token {first} differs"
+        )
+
+
+def _model(choice: EncoderChoice, config: Any, folder: Path) -> nn.Module:
+    from transformers import AutoModel, AutoModelForTextEncoding
+    from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
+    from transformers.utils import logging
+
+    kind: Any = AutoModelForTextEncoding if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
+    if choice.random_seed is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(choice.random_seed)
+            return kind.from_config(config, trust_remote_code=False)
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        model, found = kind.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are named below, not passed over
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise EncoderError(f"{folder}: not readable weights: {error}") from error
+    _require_fit(model, found, folder)
+    return model
+
+
+def _require_fit(model: Any, found: dict[str, Any], folder: Path) -> None:
+    """Heads and what only pools may differ; a tensor of the encoder may not."""
+    inside = {name for name, _ in model.named_children()}
+    surplus = {name: name.removeprefix(f"{model.base_model_prefix}.") for name in found["unexpected_keys"]}
+    surplus = {name: own for name, own in surplus.items() if own.split(".")[0] in inside or own != name}
+    kept = [
+        name for name, own in surplus.items() if not own.endswith(_BUFFERS) and not own.startswith(_MAY_MISS)
+    ]
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    mismatched = {name: tuple(theirs) for name, theirs, _ in found["mismatched_keys"]}
+    missing = {name for name in found["missing_keys"] if not name.startswith(_MAY_MISS)}
+    expected = {name: shapes.get(name, ()) for name in {*missing, *mismatched}}
+    check_names_and_shapes(expected, {**mismatched, **{name: () for name in kept}}, file=folder)
+
+
+def _encoder_half(model: Any, config: Any) -> nn.Module:
+    half: nn.Module = model.get_encoder() if getattr(config, "is_encoder_decoder", False) else model
+    return half
+
+
+def _runs_of_equal_length(lengths: NDArray[np.int64]) -> Iterator[list[int]]:
+    """Places of the sequences of each length."""
+    order = sorted(range(len(lengths)), key=lambda place: int(lengths[place]))
+    for _, run in groupby(order, key=lambda place: int(lengths[place])):
+        yield list(run)
