@@ -1,0 +1,154 @@
+"""What DNA encoders that read one fixed window share and that needs no torch: tokenizer, sizes, cost.
+
+In: exactly as many bases as the published model reads, half of them upstream of the TSS. Eight bases share a
+token, so that a token budget means what it does elsewhere. Used by `enformer.py` and `borzoi.py`; the
+networks are in `enformer_model.py` and `borzoi_model.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+from pydantic import Field
+
+from isoformer.config import FrozenConfig, build
+from isoformer.encoders.catalogue import PUBLISHED
+from isoformer.encoders.letters import NUCLEOTIDES, clean_sequence, joined_letters
+from isoformer.encoders.registry import EncoderChoice
+from isoformer.encoders.spec import EncoderSpec, Tokenized
+from isoformer.encoders.weights_files import read_config, weights_folder
+from isoformer.errors import ConfigError, EncoderError
+
+LETTERS_PER_TOKEN: Final = 8
+
+
+class WindowConfig(FrozenConfig):
+    """Sizes under their published names; `sequence_bases`, for small models, is in no published file."""
+
+    sequence_bases: int = Field(ge=2 * LETTERS_PER_TOKEN, multiple_of=LETTERS_PER_TOKEN)
+    dim: int = Field(ge=1)
+    depth: int = Field(ge=1)
+    heads: int = Field(ge=1)
+
+
+C = TypeVar("C", bound=WindowConfig)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matrix product that one sequence needs: `rows` vectors of `inputs` values to `outputs` values each.
+
+    `weights`: the matrix is a parameter, with or without a `bias`; the products within attention have none.
+    """
+
+    inputs: int
+    outputs: int
+    rows: int
+    bias: bool = True
+    weights: bool = True
+
+    @property
+    def flops(self) -> float:
+        return 2.0 * self.inputs * self.outputs * self.rows
+
+    @property
+    def parameters(self) -> int:
+        return self.outputs * (self.inputs + self.bias) if self.weights else 0
+
+
+@dataclass(frozen=True)
+class WindowTokenizer:
+    """Eight bases to a token. EncoderError where there are not exactly `bases` of them."""
+
+    name: str
+    bases: int
+
+    def __call__(self, sequence: str) -> Tokenized:
+        clean = clean_sequence(sequence, "dna", max_letters=None)
+        if len(clean.letters) != self.bases:
+            raise EncoderError(
+                f"{self.name} reads exactly {self.bases} bases ({self.bases // 2} up- and {self.bases // 2} "
+                f"downstream of the TSS), got {len(clean.letters)}"
+            )
+        return Tokenized(joined_letters(clean.letters, NUCLEOTIDES, LETTERS_PER_TOKEN), clean.counts)
+
+
+def window_spec(
+    choice: EncoderChoice,
+    config: WindowConfig,
+    *,
+    family: str,
+    width: int,
+    output: str,
+    products: Sequence[Product],
+    other_parameters: int,
+) -> EncoderSpec:
+    """The spec of a fixed-window network. `output`: what its positions are, in words."""
+    published = PUBLISHED[choice.name]
+    tokens = config.sequence_bases // LETTERS_PER_TOKEN
+    reach_bases = config.sequence_bases // 2
+    return EncoderSpec(
+        name=choice.name,
+        family=family,
+        modality="dna",
+        width=width,
+        max_tokens=tokens,
+        letters_per_token=float(LETTERS_PER_TOKEN),
+        licence=published.licence,
+        trained="supervised" if choice.random_seed is None else "random",
+        source=str(choice.weights or published.hub),
+        identity={
+            "code": 1,
+            "architecture": config.model_dump(),
+            "letters": NUCLEOTIDES,
+            "layer": output,
+            "precision": choice.precision,
+        },
+        parameter_count=sum(product.parameters for product in products) + other_parameters,
+        window_bases=(reach_bases, reach_bases),
+        layers=config.depth,
+        hub=published.hub,
+        revision=published.revision,
+        flops_per_token=sum(product.flops for product in products) / tokens,
+    )
+
+
+def transformer_products(positions: int, dim: int, depth: int, attention: list[Product]) -> list[Product]:
+    """Attention and feed-forward of every layer."""
+    return [*attention, Product(dim, 2 * dim, positions), Product(2 * dim, dim, positions)] * depth
+
+
+def relative_attention_products(
+    positions: int, dim: int, heads: int, *, key: int, value: int, features: int
+) -> list[Product]:
+    """Of one layer. Every distance has its own key, 2L - 1 of them; the scores with them are shifted."""
+    distances, rows = 2 * positions - 1, heads * positions
+    return [
+        Product(dim, heads * key, positions, bias=False),
+        Product(dim, heads * key, positions, bias=False),
+        Product(dim, heads * value, positions, bias=False),
+        Product(features, heads * key, distances, bias=False),
+        Product(key, positions, rows, weights=False),
+        Product(key, distances, rows, weights=False),
+        Product(positions, value, rows, weights=False),
+        Product(heads * value, dim, positions),
+    ]
+
+
+def window_config(choice: EncoderChoice, config_class: type[C], *, model_type: str) -> C:
+    """Sizes from the folder's config.json, or the published ones where no folder is given.
+
+    EncoderError for another kind of model, or for sizes that do not fit together.
+    """
+    file = weights_folder(choice) / "config.json" if choice.weights else Path("config.json")
+    published = read_config(file.parent) if choice.weights else PUBLISHED[choice.name].config
+    if (got := published.get("model_type", model_type)) != model_type:
+        raise EncoderError(f"{file}: model_type must be {model_type!r}, got {got!r}")
+    fields = {name: published[name] for name in config_class.model_fields if name in published}
+    try:
+        return build(config_class, fields)
+    except ConfigError as error:
+        raise EncoderError(f"{file}: {error}") from None
