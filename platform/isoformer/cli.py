@@ -195,6 +195,25 @@ def store(settings: Settings, out: Output, action: str, delete: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
+@_verb
+@click.argument("action", type=click.Choice(["pull", "ls"]))
+@click.argument("name", required=False)
+@click.option("--revision", help="pull: a commit (or a branch) to change this root over to.")
+@click.option("--from", "folder", type=click.Path(file_okay=False), help="pull: a folder instead of the hub.")
+def weights(
+    settings: Settings, out: Output, action: str, name: str | None, revision: str | None, folder: str | None
+) -> None:
+    """Put an encoder's published weights into the root (pull NAME), or list those there (ls)."""
+    from isoformer.stages import run_weights_list, run_weights_pull
+
+    if action == "ls":
+        run_weights_list(settings, out)
+    elif name is None:
+        raise click.UsageError("weights pull needs an encoder's name, or hf:<organisation>/<repository>")
+    else:
+        run_weights_pull(settings, out, name, revision=revision, folder=Path(folder) if folder else None)
+
+
 def _users_error(error: BaseException) -> IsoformerError | None:
     """The error of ours that this one is, wraps (as Ray's do) or was raised from; None for a bug."""
     seen: set[int] = set()

@@ -281,6 +281,46 @@ def run_store(settings: Settings, out: Output, action: str, *, delete: bool = Fa
     return True
 
 
+def run_weights_pull(
+    settings: Settings, out: Output, name: str, *, revision: str | None = None, folder: Path | None = None
+) -> None:
+    """Published weights, from the hub or a folder, into the root."""
+    from isoformer.encoders.weights_pull import pull
+    from isoformer.storage import open_storage
+
+    pulled = pull(name, open_storage(settings.root), revision=revision, folder=folder, say=out.note)
+    manifest = pulled.manifest
+    out.facts(
+        "Pulled" if pulled.fetched else "There already",
+        [
+            ("encoder", name),
+            ("repository", manifest.repository),
+            ("commit", manifest.commit or "not known: from a folder"),
+            ("licence", manifest.licence),
+            ("MB", manifest.size_bytes / 1e6),
+            ("under", pulled.uri),
+        ],
+    )
+    out.result({"uri": pulled.uri, "fetched": pulled.fetched, "manifest": manifest.model_dump(mode="json")})
+
+
+def run_weights_list(settings: Settings, out: Output) -> None:
+    """The published weights that the root holds."""
+    from isoformer.encoders.weights_store import listing
+    from isoformer.storage import open_storage
+
+    listed = listing(open_storage(settings.root))
+    out.table(
+        settings.root,
+        ("encoders", "version", "in use", "licence", "MB"),
+        [
+            (", ".join(item.encoders), item.version, item.in_use, item.licence, item.bytes / 1e6)
+            for item in listed
+        ],
+    )
+    out.result({"root": settings.root, "weights": [asdict(item) for item in listed]})
+
+
 def _numbered(problems: list[str]) -> list[tuple[str, object]]:
     return [(f"problem {number}", problem) for number, problem in enumerate(problems, 1)]
 

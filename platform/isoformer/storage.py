@@ -73,6 +73,10 @@ class Storage(Protocol):
 
     def size_bytes(self, key: str) -> int: ...
 
+    def stamp(self, key: str) -> str:
+        """Another text when the object is another: its size and time on a disk, its ETag on S3."""
+        ...
+
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error."""
         ...
@@ -157,6 +161,11 @@ class LocalStorage:
     def size_bytes(self, key: str) -> int:
         with self._explained(key, "cannot be read"):
             return self._path(key).stat().st_size
+
+    def stamp(self, key: str) -> str:
+        with self._explained(key, "cannot be read"):
+            status = self._path(key).stat()
+        return f"{status.st_size}-{status.st_mtime_ns}"
 
     def delete(self, key: str) -> None:
         with self._explained(key, "cannot be deleted"):
@@ -255,6 +264,10 @@ class S3Storage:
     def size_bytes(self, key: str) -> int:
         with self._explained(key, "cannot be read"):
             return int(self._s3().head_object(Bucket=self.bucket, Key=self._key(key))["ContentLength"])
+
+    def stamp(self, key: str) -> str:
+        with self._explained(key, "cannot be read"):
+            return str(self._s3().head_object(Bucket=self.bucket, Key=self._key(key))["ETag"])
 
     def delete(self, key: str) -> None:
         with self._explained(key, "cannot be deleted"):

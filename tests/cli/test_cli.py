@@ -15,6 +15,7 @@ from isoformer.errors import InputError, StorageError
 
 VERBS = {
     "demo", "doctor", "embed", "evaluate", "plan", "prepare", "pretrain", "report", "store", "sweep", "train",
+    "weights",
 }  # fmt: skip
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 

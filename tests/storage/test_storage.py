@@ -27,8 +27,15 @@ class StorageContract:
         assert storage.read_bytes("a/b.json") == b"two"
         assert storage.size_bytes("a/b.json") == 3
 
+    def test_a_stamp_changes_with_the_object(self, storage: Storage) -> None:
+        storage.write_bytes("k", b"one")
+        first = storage.stamp("k")
+        assert storage.stamp("k") == first
+        storage.write_bytes("k", b"two")
+        assert storage.stamp("k") != first
+
     def test_absent_objects_are_named(self, storage: Storage) -> None:
-        for read in (storage.read_bytes, storage.size_bytes, storage.open_input):
+        for read in (storage.read_bytes, storage.size_bytes, storage.open_input, storage.stamp):
             with pytest.raises(StorageError, match=r"nowhere/x\.bin"):
                 read("nowhere/x.bin")
         with pytest.raises(StorageError, match=r"nowhere/x\.bin"):

@@ -1,35 +1,51 @@
 """Where an encoder's weights lie, what their digest is, and how they are read safely.
 
-A folder holds `config.json` and `model.safetensors` (or `pytorch_model.bin`, read with
-`weights_only=True`); the small published models are single files. No pickle other than plain tensors is
+A folder holds `config.json` and the tensors: `model.safetensors`, `pytorch_model.bin` (read with
+`weights_only=True`), or either in shards that an index names; the small published models are single files.
+Both may also lie under `s3://`, whereupon this machine gets a copy. No pickle other than plain tensors is
 ever opened.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from zipfile import BadZipFile, is_zipfile
 
-from isoformer.encoders.registry import EncoderChoice
+from isoformer.encoders.catalogue import PUBLISHED
+from isoformer.encoders.registry import HUGGING_FACE, EncoderChoice
+from isoformer.encoders.weights_cache import is_remote, local_file, local_folder
+from isoformer.encoders.weights_manifest import (
+    CONFIG,
+    check_sizes,
+    folder_manifest,
+    is_index,
+    read_json,
+    shards,
+    state_digest,
+    state_name,
+    weight_map,
+)
 from isoformer.errors import ConfigError, EncoderError
 
 if TYPE_CHECKING:
     import torch
 
 SHIPPED: Final = Path(__file__).parent / "weights"
-_STATE_FILES: Final = ("model.safetensors", "pytorch_model.bin")
 
 
 def weights_folder(choice: EncoderChoice) -> Path:
-    """The folder the user named, or the shipped one. EncoderError where it has no config.json."""
-    folder = Path(choice.weights).expanduser() if choice.weights else SHIPPED / choice.name
-    if not (folder / "config.json").is_file():
-        why = "" if choice.weights else "; this encoder comes without weights: give `weights`, a folder"
-        raise EncoderError(f"encoder {choice.name}: no config.json in {folder}{why}")
-    return folder
+    """The folder the user named or the shipped one, whole and on this machine.
+
+    EncoderError where it has no config.json, or where a file is not as large as its manifest says.
+    """
+    return _folder(choice, whole=True)
+
+
+def config_folder(choice: EncoderChoice) -> Path:
+    """As `weights_folder`, for a spec and a tokenizer: of an s3:// folder no tensors are fetched."""
+    return _folder(choice, whole=False)
 
 
 def weights_file(choice: EncoderChoice, *, suffix: str, fetch: str) -> Path:
@@ -38,6 +54,8 @@ def weights_file(choice: EncoderChoice, *, suffix: str, fetch: str) -> Path:
         raise EncoderError(
             f"encoder {choice.name} comes without weights: give `weights`, a {suffix} file; {fetch}"
         )
+    if is_remote(choice.weights) and choice.weights.endswith(suffix):
+        return local_file(choice.weights)
     path = Path(choice.weights).expanduser()
     if not path.is_file() or path.suffix != suffix:
         raise EncoderError(f"encoder {choice.name}: weights {path} is not a {suffix} file; {fetch}")
@@ -51,50 +69,49 @@ def refuse_weights_with_seed(choice: EncoderChoice) -> None:
 
 
 def state_file(folder: Path) -> Path:
-    """The file in a folder that holds the tensors."""
-    for name in _STATE_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    raise EncoderError(f"{folder}: no weights; expected one of {', '.join(_STATE_FILES)}")
+    """The file in a folder that holds the tensors, or the index of the shards that do."""
+    return folder / state_name([path.name for path in folder.iterdir()], str(folder))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json as a mapping."""
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EncoderError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(config, dict):
-        raise EncoderError(f"{path}: must be a mapping, got {type(config).__name__}")
-    return config
-
-
-def file_digest(path: Path) -> str:
-    """blake2b, 16 bytes, hex, of the file's bytes."""
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return read_json(folder / CONFIG)
 
 
 def choice_digest(choice: EncoderChoice, path: Path | None) -> str:
-    """`random-<seed>` for random weights, else the digest of the file's bytes."""
+    """`random-<seed>` for random weights, else the digest of the file's bytes (or of all shards')."""
     if choice.random_seed is not None:
         return f"random-{choice.random_seed}"
     if path is None:
         raise EncoderError(f"encoder {choice.name} comes without weights: give `weights`")
-    return file_digest(path)
+    return state_digest(path)
 
 
 def folder_digest(choice: EncoderChoice) -> str:
-    """As `choice_digest`, for encoders whose weights are a folder."""
-    return choice_digest(choice, state_file(weights_folder(choice)) if choice.random_seed is None else None)
+    """As `choice_digest`, for encoders whose weights are a folder; a manifest's word is taken.
+
+    It was checked when the weights were pulled, and is again when a node copies them.
+    """
+    if choice.random_seed is not None:
+        return choice_digest(choice, None)
+    manifest = folder_manifest(config_folder(choice))
+    return manifest.digest if manifest else choice_digest(choice, state_file(weights_folder(choice)))
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """A state dict from safetensors or from a torch file of plain tensors, in float32."""
+    """A state dict in float32: from safetensors, a torch file of plain tensors, or an index of shards.
+
+    EncoderError for anything else, and for a shard that is missing, corrupted or lacks what the index lists.
+    """
+    state: dict[str, torch.Tensor] = {}
+    for file in shards(path):
+        state |= stored_tensors(file)
+    check_complete(path, state)
+    return {name: tensor.float() for name, tensor in state.items()}
+
+
+def stored_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The plain tensors of one file as they are stored, mapped into memory where the format allows it."""
     import pickle
 
     import torch
@@ -105,13 +122,26 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         state = (
             load_file(path)
             if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
+            else torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
         )
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        raise EncoderError(f"{path}: not a readable file of plain tensors: {error}") from None
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise EncoderError(f"{path}: must hold tensors by name and nothing else")
-    return {str(name): tensor.float() for name, tensor in state.items()}
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, BadZipFile) as error:
+        raise EncoderError(f"{path}: not a readable file of plain tensors: {_reason(error)}") from None
+    if not isinstance(state, dict):
+        raise EncoderError(f"{path}: must hold tensors by name, holds a {type(state).__name__}")
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_quantized:
+            raise EncoderError(
+                f"{path}: must hold plain tensors by name and nothing else; "
+                f"{name!r} is {_article(type(value).__name__)}"
+            )
+    return {str(name): tensor.detach() for name, tensor in state.items()}
+
+
+def check_complete(state: Path, names: Collection[str]) -> None:
+    """EncoderError where an index lists a tensor that its shards do not hold."""
+    for name, file in weight_map(state).items() if is_index(state) else ():
+        if name not in names:
+            raise EncoderError(f"{state}: lists {name} in {file}, which does not hold it")
 
 
 def check_names_and_shapes(
@@ -132,6 +162,34 @@ def check_names_and_shapes(
         problems.append(f"shape: {_few(wrong)}")
     if problems:
         raise EncoderError(f"{file}: the weights do not fit: {'; '.join(problems)}")
+
+
+def _folder(choice: EncoderChoice, *, whole: bool) -> Path:
+    if choice.weights is not None and is_remote(choice.weights):
+        return local_folder(choice.weights, whole=whole)
+    folder = Path(choice.weights).expanduser() if choice.weights else SHIPPED / choice.name
+    if not (folder / CONFIG).is_file():
+        raise EncoderError(f"encoder {choice.name}: no {CONFIG} in {folder}{_advice(choice)}")
+    if manifest := folder_manifest(folder):
+        check_sizes(folder, manifest)
+    return folder
+
+
+def _advice(choice: EncoderChoice) -> str:
+    if choice.weights is not None:
+        return ""
+    pull = f", or run `isoformer weights pull {choice.name}`"
+    can_be_pulled = choice.name in PUBLISHED or choice.name.startswith(HUGGING_FACE)
+    return f"; this encoder comes without weights: give `weights`, a folder{pull if can_be_pulled else ''}"
+
+
+def _reason(error: Exception) -> str:
+    """Torch's own text advises to run the file's code; only what is wrong is kept of it."""
+    return str(error).rpartition("WeightsUnpickler error: ")[2].split("\n")[0]
+
+
+def _article(word: str) -> str:
+    return f"an {word}" if word[0].lower() in "aeiou" else f"a {word}"
 
 
 def _few(names: list[str], most: int = 4) -> str:
