@@ -17,6 +17,8 @@ from isoformer.config import FrozenConfig
 from isoformer.errors import ClusterError
 
 START_ATTEMPTS: Final = 3
+OFFLINE: Final = "HF_HUB_OFFLINE"
+"""Set in every worker: weights come from the root, and a thousand actors never ask a hub."""
 
 
 class RayConfig(FrozenConfig):
@@ -82,8 +84,9 @@ def _start(config: RayConfig) -> None:
 
 def _init_arguments(config: RayConfig, address: str | None) -> dict[str, Any]:
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-    if address:
-        return {"address": address, **common}
+    if address:  # the workers of a cluster do not inherit what is set here
+        return {"address": address, "runtime_env": {"env_vars": _worker_environment()}, **common}
+    os.environ.setdefault(OFFLINE, "1")
     local = {
         "address": "local",  # never a cluster that somebody else left in this machine's global file
         "num_cpus": config.num_cpus,
@@ -91,6 +94,11 @@ def _init_arguments(config: RayConfig, address: str | None) -> dict[str, Any]:
         "object_store_memory": config.object_store_mb << 20,
     }
     return {**local, **common}
+
+
+def _worker_environment() -> dict[str, str]:
+    """What is not set already: Ray refuses a variable that the submitted job's own environment sets too."""
+    return {} if OFFLINE in os.environ else {OFFLINE: "1"}
 
 
 def _quiet_environment() -> None:
