@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from transformers import EsmConfig, EsmForMaskedLM, EsmModel
 
 from encoders.contract import EncoderContract
 from encoders.tiny import ESM2_CONFIG, write_folder
+from isoformer.encoders import prepacked
 from isoformer.encoders.esm2 import Esm2Tokenizer
-from isoformer.encoders.packed_transformer import PackedEncoder, load_transformer
-from isoformer.encoders.registry import EncoderChoice, load_encoder, load_tokenizer, weights_digest
-from isoformer.encoders.spec import pack
-from isoformer.encoders.transformer_config import read_transformer_config
-from isoformer.errors import EncoderError
+from isoformer.encoders.packed_transformer import load_transformer
+from isoformer.encoders.registry import (
+    EncoderChoice,
+    Precision,
+    get_spec,
+    load_encoder,
+    load_tokenizer,
+    weights_digest,
+)
+from isoformer.encoders.spec import Tokenized, pack
+from isoformer.encoders.transformer_config import transformer_config
+from isoformer.errors import ConfigError, EncoderError
 
-LENGTHS = (1, 3, 40, 17, 17, 200)
+LENGTHS = (1, 3, 40, 17, 17, 200, 300, 470)
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +61,24 @@ class TestEsm2Random(EncoderContract):
         return EncoderChoice(name="esm2", weights=str(folder), random_seed=3)
 
 
-@pytest.mark.parametrize("padding_side", ["left", "right"])
-def test_parity_with_the_library_at_all_positions(
-    library_model: EsmForMaskedLM, folder: Path, padding_side: str
-) -> None:
-    choice = EncoderChoice(name="esm2", weights=str(folder))
-    tokens = [load_tokenizer(choice)(protein) for protein in proteins(LENGTHS)]
-    ours = load_encoder(choice, "cpu").encode(pack(tokens))
+VARIANTS: dict[str, dict[str, object]] = {
+    "esm2": {},
+    "without token dropout": {"token_dropout": False},
+    "learned positions": {"position_embedding_type": "absolute", "token_dropout": False},
+    "norm after the embedding": {"position_embedding_type": "absolute", "emb_layer_norm_before": True},
+}
+
+
+def library_variant(fields: dict[str, object]) -> EsmModel:
+    torch.manual_seed(0)
+    model = EsmModel(EsmConfig(**{**ESM2_CONFIG, **fields}), add_pooling_layer=False).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn(parameter.shape))
+    return model
+
+
+def library_states(model: EsmModel, tokens: list[Tokenized], padding_side: str) -> list[tuple[Tensor, ...]]:
+    """Every hidden state of every sequence, from one padded batch; special tokens included."""
     longest = max(map(len, tokens))
     ids = torch.full((len(tokens), longest), ESM2_CONFIG["pad_token_id"])
     for row, one in enumerate(tokens):
@@ -67,18 +86,73 @@ def test_parity_with_the_library_at_all_positions(
         ids[row, place] = torch.from_numpy(one.token_ids).long()
     is_token = ids != ESM2_CONFIG["pad_token_id"]
     with torch.no_grad():
-        library = library_model.esm(ids, attention_mask=is_token.long()).last_hidden_state
-    for row, length in enumerate(LENGTHS):
-        expected = library[row][is_token[row]][1:-1]
+        states = model(ids, attention_mask=is_token.long(), output_hidden_states=True).hidden_states
+    return [tuple(state[row][is_token[row]] for state in states) for row in range(len(tokens))]
+
+
+@pytest.mark.parametrize("prepack", [True, False])
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_parity_with_the_library_at_all_positions(
+    variant: str, padding_side: str, prepack: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepacked, "is_available", lambda: prepack)
+    model = library_variant(VARIANTS[variant])
+    folder = write_folder(tmp_path, {**ESM2_CONFIG, **VARIANTS[variant]}, model.state_dict())
+    choice = EncoderChoice(name="esm2", weights=str(folder))
+    tokens = [load_tokenizer(choice)(protein) for protein in proteins(LENGTHS)]
+    ours = load_encoder(choice, "cpu").encode(pack(tokens))
+    for row, states in enumerate(library_states(model, tokens, padding_side)):
         got = ours.hidden_PD[ours.offsets[row] : ours.offsets[row + 1]]
-        assert got.shape == (length, ESM2_CONFIG["hidden_size"])
-        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+        assert got.shape == (LENGTHS[row], ESM2_CONFIG["hidden_size"])
+        torch.testing.assert_close(got, states[-1][1:-1], rtol=1e-5, atol=1e-5)
+        assert ours.cls_BD is not None
+        torch.testing.assert_close(ours.cls_BD[row], states[-1][0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "average_layers", "expected"),
+    [(-1, 1, [3]), (0, 1, [0]), (2, 1, [2]), (-2, 1, [2]), (-1, 4, [0, 1, 2, 3]), (2, 2, [1, 2])],
+)
+def test_layers_are_numbered_as_in_the_library(
+    layer: int, average_layers: int, expected: list[int], tmp_path: Path
+) -> None:
+    model = library_variant({})
+    folder = write_folder(tmp_path, ESM2_CONFIG, model.state_dict())
+    choice = EncoderChoice(name="esm2", weights=str(folder), layer=layer, average_layers=average_layers)
+    tokens = [load_tokenizer(choice)(protein) for protein in proteins(LENGTHS)]
+    ours = load_encoder(choice, "cpu").encode(pack(tokens))
+    for row, states in enumerate(library_states(model, tokens, "right")):
+        mean = torch.stack([states[index] for index in expected]).mean(dim=0)[1:-1]
+        torch.testing.assert_close(
+            ours.hidden_PD[ours.offsets[row] : ours.offsets[row + 1]], mean, rtol=1e-5, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize(("layer", "average_layers"), [(4, 1), (-5, 1), (1, 3)])
+def test_a_layer_that_is_not_there_is_refused(folder: Path, layer: int, average_layers: int) -> None:
+    with pytest.raises(ConfigError, match=r"there are 0 \(the embedding\) to 3"):
+        get_spec(EncoderChoice(name="esm2", weights=str(folder), layer=layer, average_layers=average_layers))
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("bf16", 0.05), ("f16", 0.01)])
+def test_half_precision_stays_near(folder: Path, precision: Precision, bound: float) -> None:
+    """Relative to a position's norm: 0.05 for bfloat16's 8 bits, 0.01 for float16's 11."""
+    exact = EncoderChoice(name="esm2", weights=str(folder))
+    half = EncoderChoice(name="esm2", weights=str(folder), precision=precision)
+    packed = pack([load_tokenizer(exact)(protein) for protein in proteins(LENGTHS)])
+    expected = load_encoder(exact).encode(packed).hidden_PD
+    got = load_encoder(half).encode(packed).hidden_PD
+    assert got.dtype == torch.float32
+    assert 0 < float(((got - expected).norm(dim=1) / expected.norm(dim=1)).max()) < bound
 
 
 def test_token_dropout_scales_each_sequence_by_its_own_masks(
     library_model: EsmForMaskedLM, folder: Path
 ) -> None:
-    model = load_transformer(read_transformer_config(folder, gated_feed_forward=False), folder)
+    model = load_transformer(
+        transformer_config(ESM2_CONFIG, gated_feed_forward=False, file="config.json"), folder
+    )
     generator = torch.Generator().manual_seed(2)
     first, second = (torch.randint(4, 24, (length,), generator=generator) for length in (9, 14))
     second[[2, 5, 6]] = ESM2_CONFIG["mask_token_id"]
@@ -99,20 +173,18 @@ def test_the_vocabulary_is_the_published_one() -> None:
     tokens = Esm2Tokenizer(50)("MKJUxb*Z*")
     expected = ["<cls>", "M", "K", "X", "U", "X", "B", "X", "Z", "<eos>"]
     assert tokens.token_ids.tolist() == [ids[letter] for letter in expected]
-    assert tokens.counts == {"masked_residues": 3}
+    assert tokens.counts == {"lower_case_residues": 2, "masked_residues": 3}
 
 
 def test_random_weights_repeat_and_are_labelled(folder: Path) -> None:
     choices = [EncoderChoice(name="esm2", weights=str(folder), random_seed=seed) for seed in (1, 1, 2)]
-    first, again, other = (cast(PackedEncoder, load_encoder(choice)) for choice in choices)
+    first, again, other = (load_encoder(choice) for choice in choices)
     assert first.spec.trained == "random"
     assert first.weights_digest == "random-1"
-    states = [
-        encoder.model.state_dict() for encoder in (first, again, other) if isinstance(encoder, PackedEncoder)
-    ]
-    name = "encoder.layer.0.attention.self.query.weight"
-    assert torch.equal(states[0][name], states[1][name])
-    assert not torch.equal(states[0][name], states[2][name])
+    packed = pack([load_tokenizer(choices[0])("MKVLAW")])
+    states = [encoder.encode(packed).hidden_PD for encoder in (first, again, other)]
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
 
 
 def test_weights_of_another_shape_or_name_are_refused(library_model: EsmForMaskedLM, tmp_path: Path) -> None:
@@ -152,10 +224,9 @@ def test_the_digest_is_of_the_bytes(folder: Path, tmp_path: Path) -> None:
     assert weights_digest(EncoderChoice(name="esm2", weights=str(tmp_path))) != original
 
 
-@pytest.mark.parametrize("field", [{"position_embedding_type": "absolute"}, {"emb_layer_norm_before": True}])
-def test_a_variant_that_is_not_covered_is_refused(tmp_path: Path, field: dict[str, object]) -> None:
-    folder = write_folder(tmp_path, {**ESM2_CONFIG, **field}, {"x": torch.zeros(1)})
-    with pytest.raises(EncoderError, match=f"{next(iter(field))} must be"):
+def test_a_variant_that_is_not_covered_is_refused(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, {**ESM2_CONFIG, "rope_theta": 500.0}, {"x": torch.zeros(1)})
+    with pytest.raises(EncoderError, match="rope_theta must be 10000"):
         load_tokenizer(EncoderChoice(name="esm2", weights=str(folder)))
 
 

@@ -43,7 +43,7 @@ def test_pooled_and_tokens() -> None:
 
 @pytest.mark.parametrize("resolution", ["bins", "bins:0", "bins:-1", "mean", "bins:x"])
 def test_an_unknown_resolution_is_refused(resolution: str) -> None:
-    with pytest.raises(ConfigError, match="pooled, bins:N"):
+    with pytest.raises(ConfigError, match="pooled, max, cls, bins:N"):
         max_positions(resolution)
 
 

@@ -50,7 +50,7 @@ def test_fifteen_percent_are_chosen_and_treated_as_the_recipe_says(modality: Mod
 
 def test_unknown_letters_are_never_chosen() -> None:
     for modality, sequence, unknown in (
-        ("rna", "ACGTAC" + "N" * 300, ntv2.UNKNOWN_BASE_ID),
+        ("rna", "ACGTAC" + "N" * 300, ntv2.vocabulary_size(2) - 1),
         ("protein", "MK" + "X" * 300, esm2.Esm2Tokenizer(9)("XM").token_ids[1]),
     ):
         alphabet = alphabet_of(modality, 512)  # type: ignore[arg-type]

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoformer.encoders.letters import (
-    CROP_POLICY,
     NUCLEOTIDES,
     RESIDUES,
+    LongPolicy,
     clean_sequence,
+    crop_only,
     joined_letters,
     split_letters,
 )
@@ -29,6 +30,7 @@ from isoformer.schema import Modality
 
 # T tokens of all sequences, P positions (one a token), D width, L letters of one sequence, G letters a token
 
+OPTIONS: Final = frozenset({"long_sequences"})
 CODE_VERSION: Final = 1
 DNA_WINDOW_BASES: Final = (3072, 3072)
 _MODALITY: Final[dict[str, Modality]] = {f"composition-{m}": m for m in ("dna", "rna", "protein")}
@@ -80,14 +82,15 @@ def get_spec(choice: EncoderChoice) -> EncoderSpec:
             "letters_per_token": alphabet.letters_per_token,
             "word_lengths": list(alphabet.word_lengths),
             "max_tokens": alphabet.max_tokens,
-            "crop": CROP_POLICY[modality],
+            "long_sequences": crop_only(choice.name, choice.long_sequences, modality),
         },
         window_bases=DNA_WINDOW_BASES if modality == "dna" else None,
     )
 
 
 def load_tokenizer(choice: EncoderChoice) -> CompositionTokenizer:
-    return CompositionTokenizer(get_spec(choice).modality)
+    modality = _MODALITY[choice.name]
+    return CompositionTokenizer(modality, crop_only(choice.name, choice.long_sequences, modality))
 
 
 def load_encoder(choice: EncoderChoice, device: str) -> CompositionEncoder:
@@ -103,11 +106,17 @@ class CompositionTokenizer:
     """Several letters to a token, as digits of one integer; the last is filled up with uncounted letters."""
 
     modality: Modality
+    long_sequences: LongPolicy
 
     def __call__(self, sequence: str) -> Tokenized:
         alphabet = _ALPHABETS[self.modality]
         group = alphabet.letters_per_token
-        clean = clean_sequence(sequence, self.modality, max_letters=group * alphabet.max_tokens)
+        clean = clean_sequence(
+            sequence,
+            self.modality,
+            max_letters=group * alphabet.max_tokens,
+            long_sequences=self.long_sequences,
+        )
         token_ids = joined_letters(clean.letters, alphabet.letters, group)
         return Tokenized(token_ids, clean.counts)
 

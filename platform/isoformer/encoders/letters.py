@@ -1,12 +1,13 @@
 """Letters in, clean letters out: one policy for case, U/T, ambiguous letters and cropping, for all.
 
 Policy, the same for all encoders:
-- lower case is upper case; in nucleotides U is T; a protein's final `*` is dropped without a count;
+- lower case is upper case, counted as `lower_case_bases` or `lower_case_residues`; in nucleotides U is T,
+  counted as `uracil_bases`; a protein's final `*`, which stands for the stop, is dropped without a count;
 - a nucleotide other than A C G T becomes N and is counted as `ambiguous_bases`;
 - a residue outside the model's own alphabet becomes X and is counted as `masked_residues`;
-- letters over the limit are cropped: RNA on the left (the 3' end stays), DNA on both sides (the centre, where
-  the TSS is, stays), protein on the right (the N-terminus stays); counted as `cropped_bases` or
-  `cropped_residues`;
+- letters over the limit are cropped, counted as `cropped_bases` or `cropped_residues`. What nobody asked for
+  otherwise: RNA on the left (the 3' end stays), DNA on both sides (the centre, where the TSS is, stays),
+  protein on the right (the N-terminus stays);
 - a sequence without a single valid letter is an EncoderError: no vector is made up.
 """
 
@@ -15,17 +16,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isoformer.errors import EncoderError
+from isoformer.errors import ConfigError, EncoderError
 from isoformer.schema import Modality
 
 NUCLEOTIDES: Final = "ACGT"
 RESIDUES: Final = "ACDEFGHIKLMNPQRSTVWY"
-CROP_POLICY: Final[Mapping[Modality, str]] = {"dna": "both", "rna": "left", "protein": "right"}
+LongPolicy = Literal["left", "right", "center", "windows"]
+"""What is done with a sequence over the limit: the side that is cropped (center: both sides), or windows."""
+CROP_POLICY: Final[Mapping[Modality, LongPolicy]] = {"dna": "center", "rna": "left", "protein": "right"}
 
 _NOT_NUCLEOTIDE = re.compile("[^ACGT]")
 _U_TO_T = str.maketrans("U", "T")
@@ -40,17 +43,31 @@ class CleanSequence:
 
 
 def clean_sequence(
-    sequence: str, modality: Modality, *, max_letters: int, alphabet: str = RESIDUES
+    sequence: str,
+    modality: Modality,
+    *,
+    max_letters: int | None,
+    alphabet: str = RESIDUES,
+    long_sequences: LongPolicy | None = None,
 ) -> CleanSequence:
-    """Apply the policy above. `alphabet`: the residues that a protein model knows besides X."""
-    upper = sequence.strip().upper()
-    kept, dropped = crop(upper.removesuffix("*") if modality == "protein" else upper, modality, max_letters)
+    """Apply the policy above. `alphabet`: the residues that a protein model knows besides X.
+
+    `max_letters` null: nothing is cropped. EncoderError where no letter is valid.
+    """
+    given = sequence.strip()
+    given = given.removesuffix("*") if modality == "protein" else given
+    kept, dropped = crop(given, long_sequences or CROP_POLICY[modality], max_letters or len(given))
+    upper = kept.upper()
+    lower_case = 0 if upper == kept else sum(map(str.islower, kept))
     if modality == "protein":
-        letters, masked = re.subn(f"[^{re.escape(alphabet)}]", "X", kept)
-        counts = {"masked_residues": masked, "cropped_residues": dropped}
+        letters, masked = re.subn(f"[^{re.escape(alphabet)}]", "X", upper)
+        reasons = ("lower_case_residues", "masked_residues", "cropped_residues")
+        counts = dict(zip(reasons, (lower_case, masked, dropped), strict=True))
     else:
-        letters, masked = _NOT_NUCLEOTIDE.subn("N", kept.translate(_U_TO_T))
-        counts = {"ambiguous_bases": masked, "cropped_bases": dropped}
+        letters, masked = _NOT_NUCLEOTIDE.subn("N", upper.translate(_U_TO_T))
+        reasons = ("lower_case_bases", "ambiguous_bases", "cropped_bases")
+        counts = dict(zip(reasons, (lower_case, masked, dropped), strict=True))
+        counts["uracil_bases"] = upper.count("U")
     if masked == len(letters):
         raise EncoderError(
             f"{modality} sequence of {len(sequence)} letters has no valid letter: got {sequence[:20]!r}; "
@@ -59,12 +76,19 @@ def clean_sequence(
     return CleanSequence(letters, {reason: number for reason, number in counts.items() if number})
 
 
-def crop(letters: str, modality: Modality, limit: int) -> tuple[str, int]:
-    """The letters kept and how many were dropped. Centre: index len//2 stays at limit//2."""
+def crop_only(name: str, asked: LongPolicy | None, modality: Modality) -> LongPolicy:
+    """The crop policy of an encoder that reads no windows. ConfigError where windows are asked for."""
+    if asked == "windows":
+        raise ConfigError(f"encoder {name} reads no windows: long_sequences may be left, right or center")
+    return asked or CROP_POLICY[modality]
+
+
+def crop(letters: str, policy: LongPolicy, limit: int) -> tuple[str, int]:
+    """The letters kept and how many were dropped. Center: index len//2 stays at limit//2."""
     dropped = len(letters) - limit
-    if dropped <= 0:
+    if dropped <= 0 or policy == "windows":
         return letters, 0
-    start = {"left": dropped, "right": 0, "both": len(letters) // 2 - limit // 2}[CROP_POLICY[modality]]
+    start = {"left": dropped, "right": 0, "center": len(letters) // 2 - limit // 2}[policy]
     return letters[start : start + limit], dropped
 
 

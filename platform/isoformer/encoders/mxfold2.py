@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from isoformer.encoders.letters import CROP_POLICY, clean_sequence
+from isoformer.encoders.letters import CROP_POLICY, LongPolicy, clean_sequence, crop_only
 from isoformer.encoders.registry import EncoderChoice
 from isoformer.encoders.spec import Encoded, EncoderSpec, Packed, Tokenized
 from isoformer.encoders.weights_files import (
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # N nucleotides of one RNA (padding token first), D width
 
+OPTIONS: Final = frozenset({"long_sequences"})
 CODE_VERSION: Final = 1
 LETTERS: Final = "ACGTN"  # ids 1..5; 0 is the padding token
 WIDTH: Final = 64
@@ -62,14 +63,14 @@ def get_spec(choice: EncoderChoice) -> EncoderSpec:
             "letters": LETTERS,
             "layer": "encoder output",
             "max_bases": MAX_BASES,
-            "crop": CROP_POLICY["rna"],
+            "long_sequences": crop_only(choice.name, choice.long_sequences, "rna"),
         },
         parameter_count=PARAMETER_COUNT,
     )
 
 
 def load_tokenizer(choice: EncoderChoice) -> Mxfold2Tokenizer:
-    return Mxfold2Tokenizer()
+    return Mxfold2Tokenizer(crop_only(choice.name, choice.long_sequences, "rna"))
 
 
 def load_encoder(choice: EncoderChoice, device: str) -> Mxfold2Encoder:
@@ -93,8 +94,10 @@ def weights_digest(choice: EncoderChoice) -> str:
 class Mxfold2Tokenizer:
     """One base, one token, after the padding token."""
 
+    long_sequences: LongPolicy = CROP_POLICY["rna"]
+
     def __call__(self, sequence: str) -> Tokenized:
-        clean = clean_sequence(sequence, "rna", max_letters=MAX_BASES)
+        clean = clean_sequence(sequence, "rna", max_letters=MAX_BASES, long_sequences=self.long_sequences)
         table = np.zeros(128, dtype=np.int32)
         table[np.frombuffer(LETTERS.encode(), np.uint8)] = np.arange(1, len(LETTERS) + 1)
         bases = table[np.frombuffer(clean.letters.encode(), np.uint8)]

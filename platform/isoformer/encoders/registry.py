@@ -11,13 +11,16 @@ A new encoder is one file with the four functions of `Family`, and one entry in 
 from __future__ import annotations
 
 import importlib
-from typing import Final, Protocol, cast
+from typing import Final, Literal, Protocol, cast
 
 from pydantic import Field
 
 from isoformer.config import FrozenConfig
+from isoformer.encoders.catalogue import PUBLISHED
+from isoformer.encoders.letters import LongPolicy
 from isoformer.encoders.spec import Encoder, EncoderSpec, Tokenizer
 from isoformer.errors import ConfigError
+from isoformer.schema import Modality
 
 FAMILIES: Final[dict[str, str]] = {
     "composition-dna": "isoformer.encoders.composition",
@@ -27,6 +30,8 @@ FAMILIES: Final[dict[str, str]] = {
     "esm2": "isoformer.encoders.esm2",
     "ntv2-tiny-dna": "isoformer.encoders.nucleotide_transformer",
     "ntv2-tiny-rna": "isoformer.encoders.nucleotide_transformer",
+    "ntv1-dna": "isoformer.encoders.nucleotide_transformer",
+    "ntv1-rna": "isoformer.encoders.nucleotide_transformer",
     "ntv2-dna": "isoformer.encoders.nucleotide_transformer",
     "ntv2-rna": "isoformer.encoders.nucleotide_transformer",
     "xpresso": "isoformer.encoders.xpresso",
@@ -34,19 +39,36 @@ FAMILIES: Final[dict[str, str]] = {
     "unirep-256": "isoformer.encoders.unirep",
     "mxfold2": "isoformer.encoders.mxfold2",
 }
-"""Encoder name → the module that implements `Family` for it."""
+"""Encoder name → the module that implements `Family` for it; `catalogue.PUBLISHED` names further ones."""
+
+HUGGING_FACE: Final = "hf:"
+Precision = Literal["f32", "bf16", "f16"]
+_COMMON_OPTIONS: Final = frozenset(
+    {"modality", "layer", "average_layers", "max_tokens", "long_sequences", "overlap_tokens", "precision"}
+)
 
 
 class EncoderChoice(FrozenConfig):
-    """Which encoder, with which weights."""
+    """Which encoder, with which weights, and which of its states. What a family lacks is refused."""
 
-    name: str
-    weights: str | None = Field(default=None, description="file or folder; null: those shipped, if any")
+    name: str = Field(description="a name of `isoformer encoders`, or hf:<repository or folder>")
+    weights: str | None = Field(
+        default=None, description="file, folder or s3:// prefix; null: shipped, or pulled into the root"
+    )
     random_seed: int | None = Field(default=None, description="random weights, and labelled so")
+    modality: Modality | None = Field(default=None, description="of an hf: encoder, which does not say")
+    layer: int = Field(default=-1, description="hidden state: 0 the embedding's output, -1 the last")
+    average_layers: int = Field(default=1, ge=1, description="mean of this many, the last being `layer`")
+    max_tokens: int | None = Field(default=None, ge=8, description="a sequence's most; null: as published")
+    long_sequences: LongPolicy | None = Field(default=None, description="null: the modality's crop policy")
+    overlap_tokens: int = Field(default=64, ge=0, description="of neighbouring windows")
+    precision: Precision = Field(default="f32", description="of weights and arithmetic on the device")
 
 
 class Family(Protocol):
-    """The four functions that an encoder's module has."""
+    """What an encoder's module has: the options that it honours, and four functions."""
+
+    OPTIONS: frozenset[str]
 
     def get_spec(self, choice: EncoderChoice) -> EncoderSpec: ...
     def load_tokenizer(self, choice: EncoderChoice) -> Tokenizer: ...
@@ -55,8 +77,8 @@ class Family(Protocol):
 
 
 def encoder_names() -> list[str]:
-    """All names that `EncoderChoice.name` may take."""
-    return sorted(FAMILIES)
+    """All names that `EncoderChoice.name` may take, apart from `hf:`."""
+    return sorted([*FAMILIES, *PUBLISHED])
 
 
 def get_spec(choice: EncoderChoice) -> EncoderSpec:
@@ -80,6 +102,20 @@ def weights_digest(choice: EncoderChoice) -> str:
 
 
 def _family(choice: EncoderChoice) -> Family:
-    if choice.name not in FAMILIES:
-        raise ConfigError(f"encoder {choice.name!r} is not known; allowed: {', '.join(encoder_names())}")
-    return cast(Family, importlib.import_module(FAMILIES[choice.name]))
+    family = cast(Family, importlib.import_module(_module(choice.name)))
+    for option in sorted(_COMMON_OPTIONS - family.OPTIONS):
+        default = EncoderChoice.model_fields[option].default
+        if (asked := getattr(choice, option)) != default:
+            raise ConfigError(f"encoder {choice.name} has no option {option}: got {asked!r}; leave it out")
+    return family
+
+
+def _module(name: str) -> str:
+    if name.startswith(HUGGING_FACE):
+        return "isoformer.encoders.huggingface"
+    if name in PUBLISHED:
+        return PUBLISHED[name].module
+    if name not in FAMILIES:
+        known = ", ".join(encoder_names())
+        raise ConfigError(f"encoder {name!r} is not known; allowed: {known}, hf:<repository or folder>")
+    return FAMILIES[name]

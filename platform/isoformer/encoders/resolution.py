@@ -1,4 +1,5 @@
-"""How much of the output is kept: `pooled` (one vector), `bins:N` (adaptive mean) or `tokens` (all of it).
+"""How much of the output is kept: one vector (`pooled`, the mean; `max`; `cls`), `bins:N` (adaptive mean) or
+`tokens` (all of it).
 
 In: `Encoded` (flat positions of several sequences). Out: one (positions, width) float32 array a sequence.
 Each sequence is reduced by itself, so its numbers do not depend on its neighbours.
@@ -7,15 +8,21 @@ Each sequence is reduced by itself, so its numbers do not depend on its neighbou
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isoformer.encoders.spec import Encoded
+from isoformer.encoders.spec import Encoded, EncoderSpec
 from isoformer.errors import ConfigError, EncoderError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # P positions of all sequences, L positions of one sequence, D width
 
+ONE_VECTOR: Final = ("pooled", "max", "cls")
 _BINS = re.compile(r"bins:([1-9][0-9]*)")
 
 
@@ -26,20 +33,29 @@ def reduce(encoded: Encoded, resolution: str) -> list[NDArray[np.float32]]:
     Raises ConfigError for an unknown resolution, EncoderError for values that are not finite or all zero.
     """
     most = max_positions(resolution)
-    bounds = zip(encoded.offsets[:-1].tolist(), encoded.offsets[1:].tolist(), strict=True)
-    return [_checked(_reduced(encoded, start, end, most), index) for index, (start, end) in enumerate(bounds)]
+    reduced = [_reduced(states_LD, resolution, most) for states_LD in _states(encoded, resolution)]
+    return [_checked(_as_array(values_LD), index) for index, values_LD in enumerate(reduced)]
 
 
 def max_positions(resolution: str) -> int | None:
     """The most positions a sequence can have at this resolution; None for all of them. Needs no torch."""
-    if resolution == "pooled":
+    if resolution in ONE_VECTOR:
         return 1
     if resolution == "tokens":
         return None
     match = _BINS.fullmatch(resolution)
     if match is None:
-        raise ConfigError(f"resolution {resolution!r} is not known; allowed: pooled, bins:N (N >= 1), tokens")
+        raise ConfigError(
+            f"resolution {resolution!r} is not known; allowed: pooled, max, cls, bins:N (N >= 1), tokens"
+        )
     return int(match[1])
+
+
+def require_resolution(spec: EncoderSpec, resolution: str) -> None:
+    """ConfigError where the encoder cannot give it."""
+    max_positions(resolution)
+    if resolution == "cls" and not spec.has_cls:
+        raise ConfigError(f"{spec.name} has no <cls> token; resolution may be pooled, max, bins:N or tokens")
 
 
 def positions_after(positions: int, resolution: str) -> int:
@@ -48,13 +64,32 @@ def positions_after(positions: int, resolution: str) -> int:
     return positions if most is None else min(positions, most)
 
 
-def _reduced(encoded: Encoded, start: int, end: int, most: int | None) -> NDArray[np.float32]:
+def _states(encoded: Encoded, resolution: str) -> Sequence[Tensor]:
+    """Each sequence's states (L, D): its positions', or that of its `<cls>` alone."""
+    import torch
+
+    if resolution != "cls":
+        return torch.split(encoded.hidden_PD, np.diff(encoded.offsets).tolist())
+    if encoded.cls_BD is None:
+        raise EncoderError(
+            "resolution cls: this encoder has no <cls> token; allowed: pooled, max, bins:N, tokens"
+        )
+    return torch.split(encoded.cls_BD, 1)
+
+
+def _reduced(states_LD: Tensor, resolution: str, most: int | None) -> Tensor:
     from torch.nn import functional
 
-    hidden_LD = encoded.hidden_PD[start:end].detach().float()
-    if most is not None and most < end - start:
-        hidden_LD = functional.adaptive_avg_pool1d(hidden_LD.T.unsqueeze(0), most).squeeze(0).T
-    return np.ascontiguousarray(hidden_LD.cpu().numpy())
+    states_LD = states_LD.detach().float()
+    if resolution == "max":
+        return states_LD.amax(dim=0, keepdim=True)
+    if most is None or most >= len(states_LD):
+        return states_LD
+    return functional.adaptive_avg_pool1d(states_LD.T.unsqueeze(0), most).squeeze(0).T
+
+
+def _as_array(values_LD: Tensor) -> NDArray[np.float32]:
+    return np.ascontiguousarray(values_LD.cpu().numpy())
 
 
 def _checked(values_LD: NDArray[np.float32], index: int) -> NDArray[np.float32]:

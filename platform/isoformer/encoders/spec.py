@@ -44,10 +44,21 @@ class EncoderSpec:
     parameter_count: int = 0
     window_bases: tuple[int, int] | None = None
     """DNA encoders: bases read upstream of the TSS and downstream from it (the TSS base included)."""
+    layers: int = 0
+    has_cls: bool = False
+    hub: str = ""
+    revision: str | None = None
+    """The published repository and the commit that its weights are pinned to; null: pinned when pulled."""
+    parity: float = 1e-5
+    """Stated tolerance, relative, of every float32 value against an independent implementation."""
+    flops_per_token: float = 0.0
 
     def flops(self, tokens: int) -> float:
-        """Estimated floating-point operations to encode `tokens` tokens: 2 per parameter and token."""
-        return 2.0 * self.parameter_count * tokens
+        """Floating-point operations to encode `tokens` tokens, attention's quadratic part left out.
+
+        Where a family states none: 2 per parameter and token.
+        """
+        return (self.flops_per_token or 2.0 * self.parameter_count) * tokens
 
 
 @dataclass(frozen=True)
@@ -76,11 +87,12 @@ class Packed:
 class Encoded:
     """Hidden states (P, D) in float32 with special tokens already left out.
 
-    `offsets` (B+1,) into positions.
+    `offsets` (B+1,) into positions. `cls_BD`: the state of each sequence's `<cls>`, where there is one.
     """
 
     hidden_PD: torch.Tensor
     offsets: NDArray[np.int64]
+    cls_BD: torch.Tensor | None = None
 
 
 class Tokenizer(Protocol):

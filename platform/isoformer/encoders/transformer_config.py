@@ -1,21 +1,21 @@
-"""Sizes of a rotary encoder-only transformer, read from the published `config.json`. Needs no torch.
+"""Sizes of an ESM-like encoder, read from the published `config.json`. Needs no torch.
 
-ESM-2 and Nucleotide Transformer v2 are one design: pre-norm blocks, rotary positions, a final layer norm.
-They differ in the feed-forward (GELU with biases; gated SiLU without), the vocabulary and the token-dropout
-scaling.
+ESM-2, Nucleotide Transformer v1 and v2 and RNA-FM are one design: pre-norm blocks and a final layer norm.
+They differ in positions (rotary; learned), in the feed-forward (GELU with biases; gated SiLU without), in a
+layer norm after the embedding, in the vocabulary and in the token-dropout scaling.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 from pydantic import Field, model_validator
 
 from isoformer.config import FrozenConfig, build
-from isoformer.encoders.weights_files import read_config
 from isoformer.errors import ConfigError, EncoderError
+
+_ROTARY_BASE: Final = 10000.0
 
 
 class TransformerConfig(FrozenConfig):
@@ -29,6 +29,9 @@ class TransformerConfig(FrozenConfig):
     max_position_embeddings: int = Field(ge=2)
     layer_norm_eps: float = Field(gt=0)
     mask_token_id: int
+    pad_token_id: int = 1
+    position_embedding_type: Literal["rotary", "absolute"] = "rotary"
+    emb_layer_norm_before: bool = False
     token_dropout: bool = False
     gated_feed_forward: bool = False
 
@@ -39,34 +42,51 @@ class TransformerConfig(FrozenConfig):
         return self
 
     @property
+    def most_tokens(self) -> int:
+        """Of one sequence, special tokens included. Learned positions start at `pad_token_id` + 1."""
+        learned = self.position_embedding_type == "absolute"
+        return self.max_position_embeddings - (self.pad_token_id + 1 if learned else 0)
+
+    @property
     def parameter_count(self) -> int:
         """Of the trunk.
 
         Embedding, layers and final norm; the language-model head is not part of an encoder.
         """
+        width = self.hidden_size
+        rows = self.vocab_size
+        if self.position_embedding_type == "absolute":
+            rows += self.max_position_embeddings
+        norms = 4 * width if self.emb_layer_norm_before else 2 * width
+        return rows * width + self.num_hidden_layers * self._layer_parameters + norms
+
+    @property
+    def flops_per_token(self) -> float:
+        """2 for each weight of the layers; attention's share, which grows with length, is left out."""
+        return 2.0 * self.num_hidden_layers * self._layer_parameters
+
+    def attention_flops(self, length_tokens: int) -> float:
+        """Of all layers for one sequence: scores and weighted sums, 2 products of length x length x width."""
+        return 4.0 * self.num_hidden_layers * self.hidden_size * length_tokens**2
+
+    @property
+    def _layer_parameters(self) -> int:
         width, inner = self.hidden_size, self.intermediate_size
         feed_forward = 3 * width * inner if self.gated_feed_forward else 2 * width * inner + inner + width
-        layer = 4 * (width * width + width) + feed_forward + 4 * width
-        return self.vocab_size * width + self.num_hidden_layers * layer + 2 * width
+        return 4 * (width * width + width) + feed_forward + 4 * width
 
 
-def read_transformer_config(folder: Path, *, gated_feed_forward: bool) -> TransformerConfig:
-    """The sizes in a folder's config.json. EncoderError for a variant that this design does not cover."""
-    published = read_config(folder)
-    fields = {name: published[name] for name in TransformerConfig.model_fields if name in published}
-    _refuse_other_variants(published, folder / "config.json")
+def transformer_config(
+    published: Mapping[str, Any], *, gated_feed_forward: bool, file: str
+) -> TransformerConfig:
+    """The sizes in a published config.json's fields. EncoderError for a variant that this design lacks."""
+    theta = published.get("rope_theta") or _ROTARY_BASE
+    if theta != _ROTARY_BASE:
+        raise EncoderError(f"{file}: rope_theta must be {_ROTARY_BASE}, got {theta!r}")
+    fields = {
+        name: published[name] for name in TransformerConfig.model_fields if published.get(name) is not None
+    }
     try:
         return build(TransformerConfig, {**fields, "gated_feed_forward": gated_feed_forward})
     except ConfigError as error:
-        raise EncoderError(f"{folder / 'config.json'}: {error}") from None
-
-
-def _refuse_other_variants(published: Mapping[str, Any], file: Path) -> None:
-    must_be: dict[str, Any] = {
-        "position_embedding_type": "rotary",
-        "emb_layer_norm_before": False,
-        "rope_theta": 10000.0,
-    }
-    for name, value in must_be.items():
-        if (got := published.get(name, value)) not in (value, None):
-            raise EncoderError(f"{file}: {name} must be {value!r}, got {got!r}")
+        raise EncoderError(f"{file}: {error}") from None

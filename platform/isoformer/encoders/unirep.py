@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from isoformer.encoders.letters import CROP_POLICY, clean_sequence
+from isoformer.encoders.letters import CROP_POLICY, LongPolicy, clean_sequence, crop_only
 from isoformer.encoders.registry import EncoderChoice
 from isoformer.encoders.spec import Encoded, EncoderSpec, Packed, Tokenized
 from isoformer.encoders.weights_files import (
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 # B sequences, longest first; L steps; E embedding width, D hidden width
 
+OPTIONS: Final = frozenset({"long_sequences"})
 CODE_VERSION: Final = 1
 LETTERS: Final = "-MRHKDESTNQCUGPAVIFYWLOX"
 START_ID: Final = 24
@@ -63,14 +64,14 @@ def get_spec(choice: EncoderChoice) -> EncoderSpec:
             "letters": LETTERS,
             "layer": "last, hidden state",
             "max_residues": MAX_RESIDUES,
-            "crop": CROP_POLICY["protein"],
+            "long_sequences": crop_only(choice.name, choice.long_sequences, "protein"),
         },
         parameter_count=sum(int(np.prod(shape)) for shape in shapes(_width(choice)).values()),
     )
 
 
 def load_tokenizer(choice: EncoderChoice) -> UniRepTokenizer:
-    return UniRepTokenizer()
+    return UniRepTokenizer(crop_only(choice.name, choice.long_sequences, "protein"))
 
 
 def load_encoder(choice: EncoderChoice, device: str) -> UniRepEncoder:
@@ -91,8 +92,12 @@ def weights_digest(choice: EncoderChoice) -> str:
 class UniRepTokenizer:
     """One residue, one token, after the start token."""
 
+    long_sequences: LongPolicy = CROP_POLICY["protein"]
+
     def __call__(self, sequence: str) -> Tokenized:
-        clean = clean_sequence(sequence, "protein", max_letters=MAX_RESIDUES, alphabet=_KNOWN)
+        clean = clean_sequence(
+            sequence, "protein", max_letters=MAX_RESIDUES, alphabet=_KNOWN, long_sequences=self.long_sequences
+        )
         table = np.zeros(128, dtype=np.int32)
         table[np.frombuffer(LETTERS.encode(), np.uint8)] = np.arange(len(LETTERS))
         residues = table[np.frombuffer(clean.letters.encode(), np.uint8)]

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 # B sequences, L bases, C channels
 
+OPTIONS: Final[frozenset[str]] = frozenset()
 CODE_VERSION: Final = 1
 UPSTREAM_BASES, DOWNSTREAM_BASES = 7000, 3500
 WINDOW_BASES: Final = UPSTREAM_BASES + DOWNSTREAM_BASES

@@ -177,7 +177,7 @@ def architecture_of(config: PretrainConfig) -> TransformerConfig:
     """The transformer's sizes; vocabulary and constants are the family's published ones."""
     is_protein = config.modality == "protein"
     return TransformerConfig(
-        vocab_size=33 if is_protein else ntv2.VOCABULARY_SIZE,
+        vocab_size=33 if is_protein else ntv2.vocabulary_size(2),
         hidden_size=config.width,
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,

@@ -73,7 +73,7 @@ class NucleotideAlphabet:
     """Nucleotide Transformer's tokens. 6-mers and single letters are letters; N is never chosen."""
 
     mask_id = ntv2.MASK_ID
-    letter_ids = np.arange(ntv2.FIRST_LETTER_ID, ntv2.UNKNOWN_BASE_ID, dtype=np.int32)
+    letter_ids = np.arange(ntv2.FIRST_WORD_ID[2], ntv2.vocabulary_size(2) - 1, dtype=np.int32)
 
     def __init__(self, modality: Modality, max_tokens: int) -> None:
         self._modality = modality

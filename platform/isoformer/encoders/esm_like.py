@@ -1,0 +1,147 @@
+"""What the families of one design share: sizes, limits and options → a spec. Needs no torch.
+
+ESM-2, Nucleotide Transformer and RNA-FM differ in alphabet and tokenizer; each has a module of its own that
+calls this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from isoformer.encoders.catalogue import PUBLISHED
+from isoformer.encoders.letters import CROP_POLICY, LongPolicy
+from isoformer.encoders.registry import EncoderChoice
+from isoformer.encoders.spec import EncoderSpec
+from isoformer.encoders.transformer_config import TransformerConfig, transformer_config
+from isoformer.encoders.weights_files import config_folder, read_config
+from isoformer.encoders.windows import require_overlap
+from isoformer.errors import ConfigError, EncoderError
+from isoformer.schema import Modality
+
+HONOURED: Final = frozenset(
+    {"layer", "average_layers", "max_tokens", "long_sequences", "overlap_tokens", "precision"}
+)
+
+
+def published_fields(choice: EncoderChoice) -> Mapping[str, Any]:
+    """config.json's fields: the folder's, or the catalogue's where no folder is named.
+
+    EncoderError where a folder named for a published encoder has other sizes.
+    """
+    entry = PUBLISHED.get(choice.name)
+    if entry is not None and choice.weights is None:
+        return entry.config
+    folder = config_folder(choice)
+    found = read_config(folder)
+    if entry is not None:
+        other = {
+            name: (found[name], size)
+            for name, size in entry.config.items()
+            if name in found and found[name] != size
+        }
+        if other:
+            told = ", ".join(
+                f"{name} is {got!r}, must be {size!r}" for name, (got, size) in sorted(other.items())
+            )
+            raise EncoderError(f"{folder / 'config.json'}: not the weights of {choice.name}: {told}")
+    return found
+
+
+def sizes(choice: EncoderChoice, *, gated_feed_forward: bool) -> TransformerConfig:
+    """The architecture that a choice names."""
+    return transformer_config(
+        published_fields(choice),
+        gated_feed_forward=gated_feed_forward,
+        file=f"{choice.weights or choice.name}/config.json",
+    )
+
+
+def most_tokens(choice: EncoderChoice, config: TransformerConfig) -> int:
+    """Of one sequence or window: as published, or as asked. Learned positions cannot be exceeded."""
+    if choice.max_tokens is None:
+        return config.most_tokens
+    if config.position_embedding_type == "absolute" and choice.max_tokens > config.most_tokens:
+        raise ConfigError(
+            f"encoder {choice.name}: max_tokens must be at most {config.most_tokens}, the positions that it "
+            f"has learned; got {choice.max_tokens}"
+        )
+    return choice.max_tokens
+
+
+def long_policy(choice: EncoderChoice, modality: Modality) -> LongPolicy:
+    """What is done with a sequence over the limit."""
+    return choice.long_sequences or CROP_POLICY[modality]
+
+
+def spec_of(
+    choice: EncoderChoice,
+    config: TransformerConfig,
+    *,
+    family: str,
+    modality: Modality,
+    letters_per_token: int,
+    licence: str,
+    identity: Mapping[str, Any],
+) -> EncoderSpec:
+    """The spec. `identity`: what the family's module alone knows (code version, tokenizer)."""
+    entry = PUBLISHED.get(choice.name)
+    is_shipped = choice.weights is None and entry is None
+    tokens = most_tokens(choice, config)
+    policy = long_policy(choice, modality)
+    if policy == "windows":
+        require_overlap(choice.name, tokens, choice.overlap_tokens)
+    return EncoderSpec(
+        name=choice.name,
+        family=family,
+        modality=modality,
+        width=config.hidden_size,
+        max_tokens=tokens,
+        letters_per_token=float(letters_per_token),
+        licence="Apache-2.0" if is_shipped else entry.licence if entry else licence,
+        trained="pre-trained" if choice.random_seed is None else "random",
+        source=_source(choice),
+        identity={
+            **identity,
+            "architecture": config.model_dump(),
+            "hidden_states": states_of(choice, config.num_hidden_layers),
+            "long_sequences": policy,
+            "overlap_tokens": choice.overlap_tokens if policy == "windows" else None,
+            "precision": choice.precision,
+        },
+        parameter_count=config.parameter_count,
+        window_bases=_window_bases(tokens, letters_per_token)
+        if modality == "dna" and policy != "windows"
+        else None,
+        layers=config.num_hidden_layers,
+        has_cls=True,
+        hub=entry.hub if entry else "",
+        revision=entry.revision if entry else None,
+        flops_per_token=config.flops_per_token,
+    )
+
+
+def states_of(choice: EncoderChoice, layers: int) -> list[int]:
+    """The hidden states whose mean is asked for. ConfigError where there is no such state."""
+    last = choice.layer + layers + 1 if choice.layer < 0 else choice.layer
+    first = last - choice.average_layers + 1
+    if not 0 <= first <= last <= layers:
+        raise ConfigError(
+            f"encoder {choice.name}: layer {choice.layer} with average_layers {choice.average_layers} asks "
+            f"for hidden states {first} to {last}; there are 0 (the embedding) to {layers} (the last)"
+        )
+    return list(range(first, last + 1))
+
+
+def _source(choice: EncoderChoice) -> str:
+    if choice.weights is not None:
+        return choice.weights
+    if choice.name in PUBLISHED:
+        return PUBLISHED[choice.name].hub
+    return "isoformer pretrain: see the model card"
+
+
+def _window_bases(tokens: int, letters_per_token: int) -> tuple[int, int]:
+    """All that the tokens after `<cls>` can hold, the TSS in the middle."""
+    reach = letters_per_token * (tokens - 1)
+    return reach // 2, reach - reach // 2

@@ -1,0 +1,125 @@
+"""`Encoder` over a `PackedTransformer`: evaluation mode, no gradients, special tokens left out of the output.
+
+Chooses the route: prepacked oneDNN layers for float32 on a CPU, variable-length attention on a CUDA device,
+and what `attention.py` falls back to elsewhere. Used by the families of ESM-like encoders.
+"""
+
+from __future__ import annotations
+
+from typing import Final, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from isoformer.encoders import prepacked
+from isoformer.encoders.attention import route_for
+from isoformer.encoders.esm_like import states_of
+from isoformer.encoders.packed_transformer import (
+    PackedTransformer,
+    TransformerLayer,
+    load_transformer,
+    random_transformer,
+)
+from isoformer.encoders.registry import EncoderChoice
+from isoformer.encoders.spec import Encoded, EncoderSpec, Packed
+from isoformer.encoders.transformer_config import TransformerConfig
+from isoformer.encoders.weights_files import folder_digest, weights_folder
+from isoformer.encoders.windows import Windows
+from isoformer.errors import EncoderError
+
+# T tokens of all sequences, B sequences, P positions of all sequences, D width
+
+DTYPES: Final = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+
+
+class PackedEncoder:
+    """Weights on a device."""
+
+    def __init__(
+        self,
+        choice: EncoderChoice,
+        spec: EncoderSpec,
+        model: PackedTransformer,
+        *,
+        special_ids: frozenset[int],
+        weights_digest: str,
+        device: str,
+    ) -> None:
+        self.spec = spec
+        self.weights_digest = weights_digest
+        self.model, self.route = for_inference(model, device, DTYPES[choice.precision])
+        self._states = states_of(choice, model.config.num_hidden_layers)
+        self._special_ids = np.array(sorted(special_ids), dtype=np.int32)
+        self._overlap_tokens = choice.overlap_tokens
+        self._device = device
+
+    def encode(self, packed: Packed) -> Encoded:
+        self._require_known_tokens(packed)
+        is_special_T = np.isin(packed.token_ids, self._special_ids)
+        hidden_TD = self._hidden(packed, is_special_T).float()
+        kept_before = np.concatenate([[0], np.cumsum(~is_special_T)])
+        return Encoded(
+            hidden_TD[torch.from_numpy(np.flatnonzero(~is_special_T)).to(self._device)],
+            kept_before[packed.offsets].astype(np.int64),
+            hidden_TD[torch.from_numpy(packed.offsets[:-1]).to(self._device)] if self.spec.has_cls else None,
+        )
+
+    def _hidden(self, packed: Packed, is_special_T: NDArray[np.bool_]) -> Tensor:
+        if int(np.diff(packed.offsets).max()) <= self.spec.max_tokens:
+            return self._forward(packed)
+        windows = Windows.of(
+            packed,
+            most_tokens=self.spec.max_tokens,
+            overlap_tokens=self._overlap_tokens,
+            is_special_T=is_special_T,
+        )
+        return windows.joined(self._forward(windows.packed).float())
+
+    def _forward(self, packed: Packed) -> Tensor:
+        token_ids_T = torch.from_numpy(packed.token_ids.astype(np.int64)).to(self._device)
+        with torch.inference_mode():
+            return self.model(token_ids_T, packed.offsets.tolist(), self._states)
+
+    def _require_known_tokens(self, packed: Packed) -> None:
+        vocabulary = self.model.config.vocab_size
+        if int(packed.token_ids.max()) >= vocabulary or int(packed.token_ids.min()) < 0:
+            raise EncoderError(f"{self.spec.name}: token id outside the vocabulary of {vocabulary}")
+
+
+def for_inference(model: PackedTransformer, device: str, dtype: torch.dtype) -> tuple[PackedTransformer, str]:
+    """The model on its device by the fastest route that it can take, and that route's name."""
+    config = model.config
+    model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    route = route_for(device, dtype, config.hidden_size // config.num_attention_heads)
+    model.attend = route.attend
+    if torch.device(device).type != "cpu" or dtype != torch.float32 or not prepacked.is_available():
+        return model, route.name
+    layers = cast(nn.Sequential, model.encoder["layer"])
+    for index, layer in enumerate(layers):
+        layers[index] = prepacked.PrepackedLayer(cast(TransformerLayer, layer))
+    return model, "prepacked products, attention a sequence at a time"
+
+
+def load_packed_encoder(
+    choice: EncoderChoice,
+    spec: EncoderSpec,
+    config: TransformerConfig,
+    *,
+    special_ids: frozenset[int],
+    device: str,
+) -> PackedEncoder:
+    """The encoder that a choice names: the folder's weights, or random ones of its architecture."""
+    if choice.random_seed is None:
+        model = load_transformer(config, weights_folder(choice))
+    else:
+        model = random_transformer(config, choice.random_seed)
+    return PackedEncoder(
+        choice,
+        spec,
+        model,
+        special_ids=special_ids,
+        weights_digest=folder_digest(choice),
+        device=device,
+    )
