@@ -53,7 +53,7 @@ class Settings(FrozenConfig):
         Encoders with random weights are never trained on unasked: they are listed with `random` alone.
         """
         keys: dict[Modality, list[str]] = {}
-        for group in encoder_groups(self.embed):
+        for group in encoder_groups(self.embed, self.root):
             if (group.spec.trained == "random") == random:
                 keys.setdefault(group.spec.modality, []).extend(group.keys.values())
         return {modality: tuple(listed) for modality, listed in keys.items()}

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from isoformer.embeddings.encode import TokenBudget, encode_shard
+from isoformer.embeddings.encode import encode_shard
 from isoformer.embeddings.shard_sequences import TokenizedShard
+from isoformer.embeddings.token_budget import TokenBudget
 from isoformer.encoders.spec import Encoded, EncoderSpec, Packed
 from isoformer.errors import EncoderError
 
@@ -66,6 +67,16 @@ def test_the_budget_changes_nothing_but_the_packs(budget: int) -> None:
     np.testing.assert_array_equal(result.rows["pooled"]["d3"], [[8.5, 4]])
     assert result.rows["tokens"].keys() == {"d0", "d1", "d2", "d3"}
     assert result.quarantined == {}
+
+
+def test_a_budget_that_the_user_set_must_hold_every_sequence() -> None:
+    tokens = shard([1, 2], [3, 4, 5, 6])
+    with pytest.raises(
+        EncoderError, match=r"sequence d1 has 4 tokens.*budget of 3; set embed.token_budget to"
+    ):
+        encode_shard(FakeEncoder(), tokens, ["tokens"], "f16", TokenBudget(3, must_hold_each=True))
+    done = encode_shard(FakeEncoder(), tokens, ["tokens"], "f16", TokenBudget(4, must_hold_each=True))
+    assert done.rows["tokens"].keys() == {"d0", "d1"}
 
 
 def test_poison_is_set_aside_and_the_rest_completes() -> None:

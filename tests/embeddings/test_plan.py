@@ -16,6 +16,7 @@ from isoformer.embeddings.plan import Plan, plan
 from isoformer.embeddings.profile import read_profile
 from isoformer.embeddings.shard_sequences import TranscriptsSource, require_fit, tokenise
 from isoformer.embeddings.store import read_footer
+from isoformer.embeddings.token_budget import TokenBudget
 from isoformer.embeddings.workers import (
     EncodeActor,
     ShardSummary,
@@ -44,7 +45,9 @@ def root(tmp_path: Path) -> str:
 def do_work(planned: Plan, count: int | None = None) -> list[ShardSummary]:
     """The workers' part, without Ray."""
     choices = [group.choice for group in planned.groups]
-    actor = EncodeActor(WorkerSettings(open_storage(planned.uri), choices, "cpu", "f16", 2048, 1))
+    actor = EncodeActor(
+        WorkerSettings(open_storage(planned.uri), choices, "cpu", "f16", TokenBudget(2048), 1)
+    )
     return [
         summary_of(actor(tokenise_work(work_table(item), planned.source, choices)).to_pylist()[0])
         for item in planned.work[:count]
@@ -152,7 +155,7 @@ def test_a_root_without_transcripts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "named"),
     [
-        ({"encoders": [{"name": "composition-rna", "resolution": "bins"}]}, "allowed: pooled, bins:N"),
+        ({"encoders": [{"name": "composition-rna", "resolution": "bins"}]}, "allowed: pooled, max, cls, bins:N"),
         ({"encoders": []}, "encoders"),
         ({"token_budgets": 5}, "did you mean 'token_budget'"),
         ({"dtype": "f8"}, "dtype"),

@@ -9,22 +9,29 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field, field_validator
 
 from isoformer.config import FrozenConfig
 from isoformer.embeddings.key import DType, encoder_key
+from isoformer.embeddings.token_budget import TokenBudget
 from isoformer.encoders.registry import EncoderChoice, get_spec, weights_digest
-from isoformer.encoders.resolution import max_positions
+from isoformer.encoders.resolution import max_positions, require_resolution
 from isoformer.encoders.spec import EncoderSpec
+from isoformer.encoders.weights_store import hub_repository, located
 from isoformer.errors import ConfigError
+from isoformer.storage import open_storage
+
+CPU_BUDGET_TOKENS: Final = 2048
+GPU_BUDGET_TOKENS: Final = 32768
+"""A CPU is fastest where a pack stays in its cache; a GPU where it is full."""
 
 
 class EncoderJob(EncoderChoice):
     """One embedding dataset: an encoder and how much of its output is kept."""
 
-    resolution: str = Field(default="bins:16", description="pooled, bins:N or tokens")
+    resolution: str = Field(default="bins:16", description="pooled, max, cls, bins:N or tokens")
 
     @field_validator("resolution")
     @classmethod
@@ -37,7 +44,7 @@ class EncoderJob(EncoderChoice):
 
     def choice(self) -> EncoderChoice:
         """The encoder without the resolution."""
-        return EncoderChoice(name=self.name, weights=self.weights, random_seed=self.random_seed)
+        return EncoderChoice(**self.model_dump(include=set(EncoderChoice.model_fields)))
 
 
 class EmbedConfig(FrozenConfig):
@@ -48,7 +55,9 @@ class EmbedConfig(FrozenConfig):
         min_length=1,
     )
     dtype: DType = "f16"
-    token_budget: int = Field(default=2048, ge=1, description="tokens a pack; 1-2k on a CPU, fill a GPU")
+    token_budget: int | None = Field(
+        default=None, ge=1, description="tokens a pack; null: 2,048 on a CPU, 32,768 on a GPU"
+    )
     actors: int = Field(default=1, ge=1, description="processes that encode")
     cpus_per_actor: float = Field(default=1, ge=0)
     gpus_per_actor: float = Field(default=0, ge=0, description="0: CPU only; 0.5: two actors share a GPU")
@@ -59,6 +68,11 @@ class EmbedConfig(FrozenConfig):
     @property
     def device(self) -> Literal["cpu", "cuda"]:
         return "cuda" if self.gpus_per_actor > 0 else "cpu"
+
+    def budget(self) -> TokenBudget:
+        """A new budget. One that the user set must hold every sequence; a default gives way to a long one."""
+        default = CPU_BUDGET_TOKENS if self.device == "cpu" else GPU_BUDGET_TOKENS
+        return TokenBudget(self.token_budget or default, must_hold_each=self.token_budget is not None)
 
     def threads(self, nodes: int = 1) -> int:
         """Threads of one actor: as configured, or this machine's cores shared among a node's actors."""
@@ -81,14 +95,19 @@ class EncoderGroup:
         return f"{self.spec.name}.{self.weights_digest}"
 
 
-def encoder_groups(config: EmbedConfig) -> list[EncoderGroup]:
-    """The configured encoders, each once. ConfigError for an unknown one."""
+def encoder_groups(config: EmbedConfig, root: str) -> list[EncoderGroup]:
+    """The configured encoders, each once; published weights are looked up in the root.
+
+    ConfigError for an unknown encoder or option, EncoderError where weights are missing or unusable.
+    """
     groups: dict[EncoderChoice, EncoderGroup] = {}
     for job in config.encoders:
         choice = job.choice()
         if choice not in groups:
-            groups[choice] = EncoderGroup(choice, get_spec(choice), weights_digest(choice), {})
+            found = located(choice, open_storage(root)) if hub_repository(choice.name) else choice
+            groups[choice] = EncoderGroup(found, get_spec(found), weights_digest(found), {})
         group = groups[choice]
+        require_resolution(group.spec, job.resolution)
         key = encoder_key(group.spec, group.weights_digest, job.resolution, config.dtype)
         group.keys[job.resolution] = key
     return list(groups.values())

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from isoformer.embeddings.key import to_dtype
 from isoformer.embeddings.shard_sequences import TokenizedShard
+from isoformer.embeddings.token_budget import TokenBudget
 from isoformer.encoders.resolution import reduce
 from isoformer.encoders.spec import Encoded, Encoder, Packed
 from isoformer.errors import EncoderError
@@ -28,18 +29,6 @@ OUT_OF_RANGE: Final = "out_of_range"
 REFUSED: Final = "refused_by_encoder"
 
 Rows = dict[str, NDArray[Any]]
-
-
-@dataclass
-class TokenBudget:
-    """How many tokens go into one pack; halved for good where the device cannot take them."""
-
-    tokens: int
-    halvings: int = 0
-
-    def halve(self) -> None:
-        self.tokens = max(1, self.tokens // 2)
-        self.halvings += 1
 
 
 @dataclass(frozen=True)
@@ -56,8 +45,9 @@ def encode_shard(
 ) -> EncodedShard:
     """Encode every sequence once and reduce it to every resolution.
 
-    EncoderError where one sequence alone is more than the device's memory can take.
+    EncoderError where one sequence alone is more than the budget or the device's memory can take.
     """
+    _require_room(encoder, shard, budget)
     result = EncodedShard({resolution: {} for resolution in resolutions}, dict(shard.quarantined))
     queue = _long_first(shard)
     packs = 0
@@ -82,6 +72,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def _require_room(encoder: Encoder, shard: TokenizedShard, budget: TokenBudget) -> None:
+    """A sequence that is read in windows needs room for one of them."""
+    if not budget.must_hold_each or not shard.digests:
+        return
+    longest = int(shard.lengths().argmax())
+    tokens = min(int(shard.lengths()[longest]), encoder.spec.max_tokens)
+    if tokens > budget.tokens:
+        raise EncoderError(
+            f"{encoder.spec.name}: sequence {shard.digests[longest]} has {tokens} tokens, more than the "
+            f"token budget of {budget.tokens}; set embed.token_budget to at least {tokens}, or leave it out"
+        )
 
 
 def _long_first(shard: TokenizedShard) -> list[int]:
@@ -111,7 +114,8 @@ def _encode(
         return
     for place, member in enumerate(members):
         start, end = int(encoded.offsets[place]), int(encoded.offsets[place + 1])
-        yield member, Encoded(encoded.hidden_PD[start:end], np.array([0, end - start], np.int64))
+        cls_1D = None if encoded.cls_BD is None else encoded.cls_BD[place : place + 1]
+        yield member, Encoded(encoded.hidden_PD[start:end], np.array([0, end - start], np.int64), cls_1D)
 
 
 def _keep(result: EncodedShard, digest: str, encoded: Encoded | None, dtype: str) -> None:

@@ -116,7 +116,7 @@ def _run(config: EmbedConfig, planned: Plan, nodes: int) -> Iterator[ShardSummar
         choices,
         config.device,
         config.dtype,
-        config.token_budget,
+        config.budget(),
         config.threads(nodes),
     )
     require_room(config)

@@ -121,7 +121,7 @@ def plan(config: EmbedConfig, root: str, *, calibrate_unknown: bool = False, nod
     storage = open_storage(root)
     manifest = read_manifest(storage)
     source = TranscriptsSource.of(storage, manifest, config.cache_dir)
-    surveys = [_survey(storage, manifest, group) for group in encoder_groups(config)]
+    surveys = [_survey(storage, manifest, group) for group in encoder_groups(config, root)]
     present = {
         headers[0].key: _present(storage, headers)
         for survey in surveys
@@ -182,7 +182,8 @@ def _survey(storage: Storage, manifest: Manifest, group: EncoderGroup) -> _Surve
 
 
 def _estimated_tokens(spec: EncoderSpec, letters: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.minimum(np.ceil(letters / spec.letters_per_token), spec.max_tokens).astype(np.int64)
+    tokens = np.ceil(letters / spec.letters_per_token).astype(np.int64)
+    return tokens if spec.reads_windows else np.minimum(tokens, spec.max_tokens)
 
 
 def _present(storage: Storage, headers: Sequence[ShardHeader]) -> dict[int, ShardEntry]:

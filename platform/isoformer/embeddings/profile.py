@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from isoformer.embeddings.config import EmbedConfig, EncoderGroup
-from isoformer.embeddings.encode import TokenBudget, encode_shard
+from isoformer.embeddings.encode import encode_shard
 from isoformer.embeddings.shard_sequences import TokenizedShard
 from isoformer.encoders.registry import load_encoder
 from isoformer.encoders.spec import Encoder
@@ -95,7 +95,7 @@ def calibrate(config: EmbedConfig, group: EncoderGroup, sample: TokenizedShard, 
 def _timed(
     encoder: Encoder, sample: TokenizedShard, config: EmbedConfig, resolutions: list[str]
 ) -> tuple[int, float]:
-    budget = TokenBudget(config.token_budget)
+    budget = config.budget()
     longest = int(sample.lengths().argmax())
     encode_shard(
         encoder, sample.part([longest]), resolutions, config.dtype, budget

@@ -94,11 +94,16 @@ class TokenizedShard:
 def shard_sequences(storage: Storage, shard: int, spec: EncoderSpec) -> ShardSequences:
     """Which distinct sequences a shard has, and how many letters of each the encoder will read."""
     column = digest_column(spec.modality)
-    letters = spec.window_bases is None
-    table = read_shard(storage, shard, [column, *([spec.modality] if letters else [])])
+    of_window = spec.modality == "dna"
+    table = read_shard(storage, shard, [column, *(_WINDOW_COLUMNS if of_window else [spec.modality])])
+    if spec.window_bases is not None:
+        letters = pa.array(np.full(len(table), sum(spec.window_bases)))
+    elif of_window:
+        letters = pc.subtract(table["window_end_bp"], table["window_start_bp"])
+    else:
+        letters = pc.utf8_length(table[spec.modality])
     first = _first_rows(table, column)
-    counted = pc.utf8_length(table[spec.modality]).take(first).to_pylist() if letters else []
-    counted = counted or [sum(spec.window_bases or ())] * len(first)
+    counted = letters.take(first).to_pylist()
     of_digest = dict(zip(table[column].take(first).to_pylist(), counted, strict=True))
     digests = sorted(of_digest)
     present = len(table) - table[column].null_count

@@ -14,18 +14,19 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
 from isoformer import errors
-from isoformer.embeddings.encode import EncodedShard, TokenBudget, encode_shard
+from isoformer.embeddings.encode import EncodedShard, encode_shard
 from isoformer.embeddings.plan import ShardWork
 from isoformer.embeddings.profile import hardware
 from isoformer.embeddings.shard_file import ShardHeader
 from isoformer.embeddings.shard_sequences import TokenizedShard, TranscriptsSource, tokenise
 from isoformer.embeddings.store import ShardEntry, write_shard
+from isoformer.embeddings.token_budget import TokenBudget
 from isoformer.encoders.registry import EncoderChoice, load_encoder
 from isoformer.encoders.spec import Encoder
 from isoformer.errors import IsoformerError
@@ -40,7 +41,7 @@ class WorkerSettings:
     choices: Sequence[EncoderChoice]
     device: str
     dtype: str
-    token_budget: int
+    token_budget: TokenBudget
     threads: int
 
 
@@ -137,7 +138,7 @@ class EncodeActor:
         if self._loaded is None or self._loaded[0] != index:
             self._loaded = None  # gives the memory back before the next one is loaded
             encoder = load_encoder(self._settings.choices[index], self._settings.device)
-            self._loaded = (index, encoder, TokenBudget(self._settings.token_budget))
+            self._loaded = (index, encoder, replace(self._settings.token_budget))
         return self._loaded[1], self._loaded[2]
 
     def _write(self, work: ShardWork, shard: TokenizedShard, encoded: EncodedShard) -> dict[str, ShardEntry]:

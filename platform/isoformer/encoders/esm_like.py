@@ -113,6 +113,7 @@ def spec_of(
         window_bases=_window_bases(tokens, letters_per_token)
         if modality == "dna" and policy != "windows"
         else None,
+        reads_windows=policy == "windows",
         layers=config.num_hidden_layers,
         has_cls=True,
         hub=entry.hub if entry else "",

@@ -44,6 +44,8 @@ class EncoderSpec:
     parameter_count: int = 0
     window_bases: tuple[int, int] | None = None
     """DNA encoders: bases read upstream of the TSS and downstream from it (the TSS base included)."""
+    reads_windows: bool = False
+    """Sequences over `max_tokens` are read whole, in windows of that many."""
     layers: int = 0
     has_cls: bool = False
     hub: str = ""
