@@ -25,6 +25,7 @@ from pydantic import Field, model_validator
 
 from isoformer.encoders.fixed_window import (
     Product,
+    Trunk,
     WindowConfig,
     WindowTokenizer,
     relative_attention_products,
@@ -38,6 +39,7 @@ from isoformer.encoders.weights_files import folder_digest
 from isoformer.errors import EncoderError
 
 OPTIONS: Final = frozenset({"precision"})
+CODE_VERSION: Final = 1
 STEM_KERNEL, TOWER_KERNEL, SEPARABLE_KERNEL = 15, 5, 3
 WIDTHS: Final = (512, 608, 736, 896, 1056, 1280)
 """Channels of the stem, then of every block of the tower: fixed in the package."""
@@ -86,15 +88,15 @@ class BorzoiConfig(WindowConfig):
 
 def get_spec(choice: EncoderChoice) -> EncoderSpec:
     config = _config(choice)
-    return window_spec(
-        choice,
-        config,
+    trunk = Trunk(
         family="borzoi",
+        code_version=CODE_VERSION,
         width=config.dim,
         output="after the crop, before the final joined convolutions",
         products=_products(config),
         other_parameters=_other_parameters(config),
     )
+    return window_spec(choice, config, trunk)
 
 
 def load_tokenizer(choice: EncoderChoice) -> WindowTokenizer:

@@ -27,6 +27,7 @@ from pydantic import Field, model_validator
 
 from isoformer.encoders.fixed_window import (
     Product,
+    Trunk,
     WindowConfig,
     WindowTokenizer,
     relative_attention_products,
@@ -39,6 +40,7 @@ from isoformer.encoders.spec import Encoder, EncoderSpec
 from isoformer.encoders.weights_files import folder_digest
 
 OPTIONS: Final = frozenset({"precision"})
+CODE_VERSION: Final = 1
 STEM_KERNEL, TOWER_KERNEL = 15, 5
 FEATURE_CLASSES: Final = 6
 """Exponential, central mask, gamma; each with and without the distance's sign."""
@@ -90,15 +92,15 @@ class EnformerConfig(WindowConfig):
 
 def get_spec(choice: EncoderChoice) -> EncoderSpec:
     config = _config(choice)
-    return window_spec(
-        choice,
-        config,
+    trunk = Trunk(
         family="enformer",
+        code_version=CODE_VERSION,
         width=2 * config.dim,
         output="trunk, after the final pointwise convolution and GELU",
         products=_products(config),
         other_parameters=_other_parameters(config),
     )
+    return window_spec(choice, config, trunk)
 
 
 def load_tokenizer(choice: EncoderChoice) -> WindowTokenizer:

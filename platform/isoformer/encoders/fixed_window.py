@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, TypeVar
 
 from pydantic import Field
@@ -19,7 +18,7 @@ from isoformer.encoders.catalogue import PUBLISHED
 from isoformer.encoders.letters import NUCLEOTIDES, clean_sequence, joined_letters
 from isoformer.encoders.registry import EncoderChoice
 from isoformer.encoders.spec import EncoderSpec, Tokenized
-from isoformer.encoders.weights_files import read_config, weights_folder
+from isoformer.encoders.weights_files import config_folder, read_config
 from isoformer.errors import ConfigError, EncoderError
 
 LETTERS_PER_TOKEN: Final = 8
@@ -76,43 +75,54 @@ class WindowTokenizer:
         return Tokenized(joined_letters(clean.letters, NUCLEOTIDES, LETTERS_PER_TOKEN), clean.counts)
 
 
-def window_spec(
-    choice: EncoderChoice,
-    config: WindowConfig,
-    *,
-    family: str,
-    width: int,
-    output: str,
-    products: Sequence[Product],
-    other_parameters: int,
-) -> EncoderSpec:
-    """The spec of a fixed-window network. `output`: what its positions are, in words."""
+@dataclass(frozen=True)
+class Trunk:
+    """What follows from a network's sizes.
+
+    `output`: what its positions are, in words. `products`: every one that a window needs. `other_parameters`:
+    those of norms and attention's biases, in no product.
+    """
+
+    family: str
+    code_version: int
+    width: int
+    output: str
+    products: Sequence[Product]
+    other_parameters: int
+
+    @property
+    def parameters(self) -> int:
+        return sum(product.parameters for product in self.products) + self.other_parameters
+
+
+def window_spec(choice: EncoderChoice, config: WindowConfig, trunk: Trunk) -> EncoderSpec:
+    """The spec of a fixed-window network."""
     published = PUBLISHED[choice.name]
     tokens = config.sequence_bases // LETTERS_PER_TOKEN
     reach_bases = config.sequence_bases // 2
     return EncoderSpec(
         name=choice.name,
-        family=family,
+        family=trunk.family,
         modality="dna",
-        width=width,
+        width=trunk.width,
         max_tokens=tokens,
         letters_per_token=float(LETTERS_PER_TOKEN),
         licence=published.licence,
         trained="supervised" if choice.random_seed is None else "random",
         source=str(choice.weights or published.hub),
         identity={
-            "code": 1,
+            "code": trunk.code_version,
             "architecture": config.model_dump(),
             "letters": NUCLEOTIDES,
-            "layer": output,
+            "layer": trunk.output,
             "precision": choice.precision,
         },
-        parameter_count=sum(product.parameters for product in products) + other_parameters,
+        parameter_count=trunk.parameters,
         window_bases=(reach_bases, reach_bases),
         layers=config.depth,
         hub=published.hub,
         revision=published.revision,
-        flops_per_token=sum(product.flops for product in products) / tokens,
+        flops_per_token=sum(product.flops for product in trunk.products) / tokens,
     )
 
 
@@ -143,8 +153,8 @@ def window_config(choice: EncoderChoice, config_class: type[C], *, model_type: s
 
     EncoderError for another kind of model, or for sizes that do not fit together.
     """
-    file = weights_folder(choice) / "config.json" if choice.weights else Path("config.json")
-    published = read_config(file.parent) if choice.weights else PUBLISHED[choice.name].config
+    published = read_config(config_folder(choice)) if choice.weights else PUBLISHED[choice.name].config
+    file = f"{choice.weights or choice.name}/config.json"
     if (got := published.get("model_type", model_type)) != model_type:
         raise EncoderError(f"{file}: model_type must be {model_type!r}, got {got!r}")
     fields = {name: published[name] for name in config_class.model_fields if name in published}
