@@ -167,4 +167,6 @@ def _states(encoder: Encoder, choice: EncoderChoice, sequence: str) -> Tokens:
 
 
 def _largest(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs.reshape(ours.shape)).abs().max())
+    if ours.shape != theirs.shape:
+        raise InputError(f"the authors' values are {tuple(theirs.shape)}, ours {tuple(ours.shape)}")
+    return float((ours - theirs).abs().max())

@@ -269,7 +269,7 @@ def test_whole_predictions_are_compared_with_those_of_other_code(
         }
     fused_dna, predictions = plain_forward(checkpoint, hidden, 8)
     save_file(
-        {"predictions": predictions.float(), "fused_dna": fused_dna.float().contiguous()},
+        {"predictions": predictions.float(), "fused_dna": fused_dna[None].float().contiguous()},
         tmp_path / "reference.safetensors",
         metadata={"sequences": json.dumps(sequences), "revision": "abc"},
     )
