@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from urllib.parse import urlsplit
 
 LARGE = (".safetensors", ".bin")
@@ -19,14 +19,15 @@ LARGE = (".safetensors", ".bin")
 class Hub:
     """`commits[repository][commit]`: file → bytes. `branches[repository]`: what main is now.
 
-    `cut`: file → bytes after which the connection breaks, and no more are given. `spoilt`: file → bytes that
-    are served in place of the right ones.
+    `cut`: file → bytes after which the connection breaks, and no more are given; `stalled`: it stays open
+    instead, and the event is set. `spoilt`: file → bytes that are served in place of the right ones.
     """
 
     commits: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     cut: dict[str, int] = field(default_factory=dict)
     spoilt: dict[str, bytes] = field(default_factory=dict)
+    stalled: Event | None = None
     gated: set[str] = field(default_factory=set)
     got: Counter[str] = field(default_factory=Counter)
     ranges: list[str] = field(default_factory=list)
@@ -119,6 +120,10 @@ class _Handler(BaseHTTPRequestHandler):
         if body:
             self.wfile.write(data[start:] if limit is None else data[start:limit])
             self.close_connection = limit is not None
+            if limit is not None and self.hub.stalled is not None:
+                self.wfile.flush()
+                self.hub.stalled.set()
+                self.rfile.read(1)  # until the client is gone
 
     def _refuse(self, status: int, code: str) -> None:
         self._send(b"", {"X-Error-Code": code}, body=True, status=status)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -148,9 +149,9 @@ def test_published_weights_are_pulled_once_and_found_by_name(pulls: Pulls, tmp_p
 
     choice = located(EncoderChoice(name=NAME), open_storage(pulls.root))
     plain = written(tmp_path / "plain", pulls.hub.commits[REPOSITORY][PINNED])
-    expected = EncoderChoice(name="esm2", weights=str(plain))
-    assert weights_digest(choice) == weights_digest(expected) == manifest["digest"]
-    assert np.array_equal(vectors(choice), vectors(expected))
+    pulled, expected = (EncoderChoice(name="esm2", weights=folder) for folder in (choice.weights, str(plain)))
+    assert weights_digest(pulled) == weights_digest(expected) == manifest["digest"]
+    assert np.array_equal(vectors(pulled), vectors(expected))
     assert [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()] == [
         next((tmp_path / "cache" / "pulls").iterdir()).name
     ]
@@ -188,6 +189,19 @@ def test_a_download_that_is_cut_shows_nothing_and_is_gone_on_with(pulls: Pulls) 
     pulls.hub.cut.clear()
     pulls.hub.ranges.clear()
     pulls.run("pull", FREE)
+    assert len(listing(open_storage(pulls.root))) == 1
+
+
+def test_a_pull_that_is_killed_in_the_middle_of_a_file_leaves_nothing_in_the_way(pulls: Pulls) -> None:
+    pulls.hub.cut["model.safetensors"] = 20_000
+    pulls.hub.stalled = Event()
+    process = pulls.start("pull", FREE)
+    assert pulls.hub.stalled.wait(60)
+    process.kill()
+    pulls.ended(process)
+    assert pulls.published() == []
+    pulls.hub.cut.clear()
+    assert pulls.run("pull", FREE)["fetched"]
     assert len(listing(open_storage(pulls.root))) == 1
 
 
@@ -295,6 +309,7 @@ def test_an_s3_root_is_filled_and_read_through_the_nodes_cache(pulls: Pulls, s3_
     pulls.run("pull", NAME, root=s3_root)
     choice = located(EncoderChoice(name=NAME), open_storage(s3_root))
     assert choice.weights == f"{s3_root}/weights/{REPOSITORY}/{PINNED[:12]}"
+    choice = EncoderChoice(name="esm2", weights=choice.weights)  # the sizes here are not the published ones
     copies = pulls.folder / "cache" / "weights"
     assert get_spec(choice).width == ESM2_CONFIG["hidden_size"]
     load_tokenizer(choice)

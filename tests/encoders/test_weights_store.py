@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from isoformer.embeddings.admin import verify
 from isoformer.encoders.registry import EncoderChoice
 from isoformer.encoders.weights_convert import as_safetensors
 from isoformer.encoders.weights_files import (
@@ -205,6 +206,20 @@ class TestRoot:
         (folder / "config.json").write_text("{}")
         with pytest.raises(StorageError, match="holds other files"):
             published(storage, folder)
+
+    def test_store_verify_hashes_the_files_again(self, folder: Path, tmp_path: Path) -> None:
+        storage = open_storage(tmp_path / "root")
+        published(storage, folder)
+        report = verify(storage.uri)
+        assert (report.ok, report.objects) == (True, 5)
+        key = f"weights/{REPOSITORY}/{COMMIT[:12]}/model-00002.safetensors"
+        blob = bytearray(storage.read_bytes(key))
+        blob[-1] ^= 1
+        storage.write_bytes(key, blob)
+        storage.delete(f"weights/{REPOSITORY}/{COMMIT[:12]}/config.json")
+        missing, spoilt = verify(storage.uri).problems
+        assert "config.json: cannot be read" in missing
+        assert f"{key}: has sha256" in spoilt
 
     def test_workers_never_ask_a_hub(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)

@@ -19,6 +19,7 @@ from typing import Any, Final
 from isoformer.embeddings.key import dataset_prefix
 from isoformer.embeddings.shard_file import ShardFooter
 from isoformer.embeddings.store import EmbeddingsManifest, read_footer, verify_content
+from isoformer.encoders.weights_store import file_checks
 from isoformer.errors import StorageError
 from isoformer.manifest import MANIFEST_KEY, Manifest, read_manifest
 from isoformer.sources.reference import reference_key
@@ -77,7 +78,7 @@ def listing(root: str) -> list[Listed]:
 
 
 def verify(root: str, *, progress: Callable[[str], None] | None = None) -> VerifyReport:
-    """Hash every shard and the reference again, and hold them against manifests and footers."""
+    """Hash every shard, the reference and all weights again; hold them against manifests and footers."""
     storage = open_storage(root)
     objects, size, problems = 0, 0, []
     for key, check in _checks(storage):
@@ -143,6 +144,7 @@ def _checks(storage: Storage) -> Iterator[tuple[str, Callable[[], Any]]]:
             yield key, lambda key=key: _verify_manifest(storage, key)  # type: ignore[misc]
         elif key.endswith(".parquet"):
             yield key, lambda key=key: verify_content(storage, key)  # type: ignore[misc]
+    yield from file_checks(storage)
 
 
 def _verify_transcripts(storage: Storage, key: str, listed: str) -> None:

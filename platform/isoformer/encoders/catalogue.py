@@ -26,6 +26,25 @@ class Published:
     revision: str | None = None
 
 
+_NT: Final = "InstaDeepAI/nucleotide-transformer-"
+_REVISIONS: Final[Mapping[str, str]] = {
+    "facebook/esm2_t6_8M_UR50D": "c731040fcd8d73dceaa04b0a8e6329b345b0f5df",
+    "facebook/esm2_t12_35M_UR50D": "6fbf070e65b0b7291e7bbcd451118c216cff79d8",
+    "facebook/esm2_t30_150M_UR50D": "a695f6045e2e32885fa60af20c13cb35398ce30c",
+    "facebook/esm2_t33_650M_UR50D": "08e4846e537177426273712802403f7ba8261b6c",
+    "facebook/esm2_t36_3B_UR50D": "476b639933c8baad5ad09a60ac1a87f987b656fc",
+    "facebook/esm2_t48_15B_UR50D": "5fbca39631164edc1d402a5aa369f982f72ee282",
+    f"{_NT}2.5b-multi-species": "b746b125aacd1b0970c05a32fd71ba726754542e",
+    f"{_NT}v2-50m-multi-species": "81b29e5786726d891dbf929404ef20adca5b36f1",
+    f"{_NT}v2-100m-multi-species": "f34324c6fde36a4f635f0f1f06cac5d25acd6798",
+    f"{_NT}v2-250m-multi-species": "c0f0359229f36ff6bc3a021247eefe0a9c344bd1",
+    f"{_NT}v2-500m-multi-species": "06615c1660c892fc199840c18123f8385b3542a8",
+    "EleutherAI/enformer-official-rough": "affe5713ae9017460706a44108289b13c5fee16c",
+    "multimolecule/rnafm": "bcf7cc6e8f4385449c0288b3e1f41f21d68f1be3",
+}
+"""Commits that public code names in full for these repositories; the others are pinned when pulled."""
+
+
 def _esm2() -> list[Published]:
     """Lin et al. 2023, Science 379:1123. Layers, width, heads as in the hub's config.json files."""
     common = {
@@ -54,6 +73,7 @@ def _esm2() -> list[Published]:
             hub,
             "MIT",
             {**common, **_sizes(layers, width, heads)},
+            _REVISIONS.get(hub),
         )
         for size, (hub, layers, width, heads) in sizes.items()
     ]
@@ -96,9 +116,10 @@ def _nucleotide_transformers() -> list[Published]:
             f"{name}-{modality}",
             "isoformer.encoders.nucleotide_transformer",
             modality,
-            f"InstaDeepAI/nucleotide-transformer-{_hub_name(name)}",
+            _hub_name(name),
             "CC BY-NC-SA 4.0 (non-commercial)",
             {**generation, **_sizes(layers, width, heads)},
+            _REVISIONS.get(_hub_name(name)),
         )
         for name, (generation, layers, width, heads) in sizes.items()
         for modality in modalities
@@ -137,7 +158,7 @@ def _genomic_tracks() -> list[Published]:
             "EleutherAI/enformer-official-rough",
             "CC BY 4.0",
             enformer,
-            revision="affe5713ae9017460706a44108289b13c5fee16c",
+            _REVISIONS["EleutherAI/enformer-official-rough"],
         ),
         Published("borzoi", module, "dna", "johahi/borzoi-replicate-0", "CC BY 4.0", borzoi),
         Published(
@@ -147,9 +168,8 @@ def _genomic_tracks() -> list[Published]:
 
 
 def _hub_name(name: str) -> str:
-    return (
-        name.removeprefix("ntv1-") if name.startswith("ntv1-") else f"{name.removeprefix('nt')}-multi-species"
-    )
+    generation, _, size = name.partition("-")
+    return f"{_NT}{size}" if generation == "ntv1" else f"{_NT}v2-{size}-multi-species"
 
 
 def _sizes(layers: int, width: int, heads: int) -> dict[str, int]:

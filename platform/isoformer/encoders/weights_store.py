@@ -10,10 +10,12 @@ on the hub moves nothing here. Called by the embedding stage and by `isoformer w
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +33,7 @@ from isoformer.storage import Storage
 
 _PREFIX: Final = "weights/"
 _CURRENT: Final = "current.json"
+_CHUNK_BYTES: Final = 8 << 20
 _REPOSITORY: Final = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 
 
@@ -132,14 +135,37 @@ def require_same(storage: Storage, repository: str, commit: str) -> None:
 
 def listing(storage: Storage) -> list[Listed]:
     """Every version in the root."""
-    found = []
+    return [
+        _listed(manifest, in_use=manifest.version == current_version(storage, manifest.repository))
+        for _, manifest in _manifests(storage)
+    ]
+
+
+def file_checks(storage: Storage) -> Iterator[tuple[str, Callable[[], None]]]:
+    """(object, what hashes it again) for every file that a manifest in the root lists."""
+    for folder, manifest in _manifests(storage):
+        for name, file in manifest.files.items():
+            yield folder + name, partial(_check_object, storage, folder + name, file.sha256)
+
+
+def _manifests(storage: Storage) -> Iterator[tuple[str, WeightsManifest]]:
+    """(folder's prefix, manifest) of every version."""
     for key in storage.list(_PREFIX):
-        folder, _, name = key.rpartition("/")
-        repository, _, version = folder.removeprefix(_PREFIX).rpartition("/")
-        manifest = find_manifest(storage, repository, version) if name == MANIFEST else None
-        if manifest is not None:
-            found.append(_listed(manifest, in_use=version == current_version(storage, repository)))
-    return found
+        if key.endswith(f"/{MANIFEST}"):
+            manifest = parse_manifest(storage.read_bytes(key), f"{storage.uri}/{key}")
+            if manifest is not None:
+                yield key.removesuffix(MANIFEST), manifest
+
+
+def _check_object(storage: Storage, key: str, listed: str) -> None:
+    digest = hashlib.sha256()
+    with storage.open_input(key) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    if digest.hexdigest() != listed:
+        raise StorageError(
+            f"{storage.uri}/{key}: has sha256 {digest.hexdigest()}, but its manifest lists {listed}"
+        )
 
 
 def _listed(manifest: WeightsManifest, *, in_use: bool) -> Listed:
