@@ -167,17 +167,19 @@ def _model(choice: EncoderChoice, config: Any, folder: Path) -> nn.Module:
 
 def _require_fit(model: Any, found: dict[str, Any], folder: Path) -> None:
     """Heads and what only pools may differ; a tensor of the encoder may not."""
-    inside = {name for name, _ in model.named_children()}
-    surplus = {name: name.removeprefix(f"{model.base_model_prefix}.") for name in found["unexpected_keys"]}
-    surplus = {name: own for name, own in surplus.items() if own.split(".")[0] in inside or own != name}
-    kept = [
-        name for name, own in surplus.items() if not own.endswith(_BUFFERS) and not own.startswith(_MAY_MISS)
-    ]
+    surplus = [name for name in found["unexpected_keys"] if _is_encoders(name, model)]
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     mismatched = {name: tuple(theirs) for name, theirs, _ in found["mismatched_keys"]}
     missing = {name for name in found["missing_keys"] if not name.startswith(_MAY_MISS)}
     expected = {name: shapes.get(name, ()) for name in {*missing, *mismatched}}
-    check_names_and_shapes(expected, {**mismatched, **{name: () for name in kept}}, file=folder)
+    check_names_and_shapes(expected, {**mismatched, **{name: () for name in surplus}}, file=folder)
+
+
+def _is_encoders(name: str, model: Any) -> bool:
+    """Whether a tensor that the model has no place for is under one of its parts, and not a head's."""
+    own = name.removeprefix(f"{model.base_model_prefix}.")
+    is_inside = own != name or own.startswith(tuple(f"{part}." for part, _ in model.named_children()))
+    return is_inside and not own.startswith(_MAY_MISS) and not own.endswith(_BUFFERS)
 
 
 def _encoder_half(model: Any, config: Any) -> nn.Module:
