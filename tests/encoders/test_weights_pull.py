@@ -181,15 +181,19 @@ def test_a_branch_that_moved_is_refused_until_the_commit_is_named(pulls: Pulls) 
     assert listed[0]["encoders"] == [FREE]
 
 
-def test_a_download_that_is_cut_shows_nothing_and_is_gone_on_with(pulls: Pulls) -> None:
-    pulls.hub.cut["model.safetensors"] = 20_000
-    said = pulls.refused("pull", FREE)
-    assert "lab/tiny-esm" in said and "run the same command again" in said
+def test_a_download_that_is_cut_shows_nothing_and_keeps_the_whole_files(pulls: Pulls) -> None:
+    large = save({"weight": torch.zeros(3_000_000)})
+    pulls.hub.push("lab/large", FIRST, {"config.json": b"{}", "model.safetensors": large})
+    pulls.hub.cut["model.safetensors"] = 11_000_000
+    said = pulls.refused("pull", "hf:lab/large")
+    assert "lab/large" in said and "run the same again" in said
+    assert "bytes=10485760-" in pulls.hub.ranges  # the client has tried to go on where it broke
     assert pulls.published() == []
     pulls.hub.cut.clear()
-    pulls.hub.ranges.clear()
-    pulls.run("pull", FREE)
-    assert len(listing(open_storage(pulls.root))) == 1
+    pulls.run("pull", "hf:lab/large")
+    (listed,) = listing(open_storage(pulls.root))
+    assert listed.bytes == len(large) + 2
+    assert pulls.hub.got["config.json"] == 1
 
 
 def test_a_pull_that_is_killed_in_the_middle_of_a_file_leaves_nothing_in_the_way(pulls: Pulls) -> None:

@@ -87,8 +87,17 @@ def _made_once(target: Path, fill: Callable[[Path], object]) -> Path:
         if not target.is_dir():
             unfinished = target.with_name(TEMPORARY_PREFIX + target.name)
             fill(unfinished)
-            os.replace(unfinished, target)
+            _name(unfinished, target)
     return target
+
+
+def _name(unfinished: Path, target: Path) -> None:
+    """Where the file system does not honour locks, another process may have been quicker."""
+    try:
+        os.replace(unfinished, target)
+    except OSError:
+        if not target.is_dir():
+            raise
 
 
 def _fill(folder: Path, storage: Storage, names: list[str], manifest: WeightsManifest | None) -> None:

@@ -110,8 +110,10 @@ def _from_hub(name: str, repository: str, storage: Storage, revision: str | None
 
 
 def _fetch_and_publish(name: str, info: ModelInfo, storage: Storage, work: Path, say: Say) -> WeightsManifest:
-    """`work` is a folder of this commit's own; what a killed pull has left there is gone on with."""
+    """`work` is a folder of this commit's own; files that an earlier pull has fetched whole are kept."""
     repository, commit = str(hub_repository(name)), str(info.sha)
+    for part in work.rglob("*.incomplete"):  # of a killed pull; the client does not go on with it
+        part.unlink()
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
     fetched = fetch_needed(
         siblings,
@@ -248,6 +250,6 @@ def _explained(repository: str, revision: str) -> Iterator[None]:
         ) from None
     except (HTTPError, errors.XetDownloadError, OSError) as error:
         raise EncoderError(
-            f"{where}: cannot be fetched ({type(error).__name__}); check the network and HF_ENDPOINT and run "
-            "the same command again, which goes on from here; or carry a folder over: --from FOLDER"
+            f"{where}: cannot be fetched ({type(error).__name__}); check the network and HF_ENDPOINT, then "
+            "run the same again: whole files are kept; or carry a folder over: --from FOLDER"
         ) from None
