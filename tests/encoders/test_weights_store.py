@@ -185,6 +185,26 @@ class TestRoot:
             located(EncoderChoice(name=NAME), storage)
         assert listing(storage) == []
 
+    def test_what_was_put_half_does_not_exist(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        storage = open_storage(tmp_path / "root")
+        put_file, done = type(storage).put_file, []
+
+        def failing(self: Any, path: Path, key: str) -> bool:
+            if len(done) == 3:
+                raise StorageError("the disk is full")
+            done.append(key)
+            return put_file(self, path, key)
+
+        monkeypatch.setattr(type(storage), "put_file", failing)
+        with pytest.raises(StorageError, match="full"):
+            published(storage, folder)
+        assert len(storage.list("weights/")) == 3
+        assert listing(storage) == []
+        monkeypatch.undo()
+        assert published(storage, folder).weights
+
     def test_a_root_stays_with_its_version_until_another_is_named(self, folder: Path, tmp_path: Path) -> None:
         storage = open_storage(tmp_path / "root")
         published(storage, folder)
