@@ -196,18 +196,31 @@ def store(settings: Settings, out: Output, action: str, delete: bool) -> None:
 
 
 @_verb
-@click.argument("action", type=click.Choice(["pull", "ls"]))
+@click.argument("action", type=click.Choice(["pull", "ls", "import-isoformer"]))
 @click.argument("name", required=False)
 @click.option("--revision", help="pull: a commit (or a branch) to change this root over to.")
 @click.option("--from", "folder", type=click.Path(file_okay=False), help="pull: a folder instead of the hub.")
+@click.option("--output", type=click.Path(path_type=Path), help="import-isoformer: the folder to make.")
+@click.option("--reference", type=click.Path(path_type=Path), help="import-isoformer: compare with these.")
 def weights(
-    settings: Settings, out: Output, action: str, name: str | None, revision: str | None, folder: str | None
+    settings: Settings,
+    out: Output,
+    action: str,
+    name: str | None,
+    revision: str | None,
+    folder: str | None,
+    output: Path | None,
+    reference: Path | None,
 ) -> None:
     """Put an encoder's published weights into the root (pull NAME), or list those there (ls)."""
-    from isoformer.stages import run_weights_list, run_weights_pull
+    from isoformer.stages import run_weights_import, run_weights_list, run_weights_pull
 
     if action == "ls":
         run_weights_list(settings, out)
+    elif action == "import-isoformer":
+        if name is None or output is None:
+            raise click.UsageError("weights import-isoformer needs a FILE and --output FOLDER")
+        run_weights_import(out, Path(name), output, reference)
     elif name is None:
         raise click.UsageError("weights pull needs an encoder's name, or hf:<organisation>/<repository>")
     else:

@@ -7,9 +7,9 @@ In it DNA asks RNA, then protein, and DNA alone is averaged for the head. What t
 `cross_attention_layer_rna` and `cross_attention_layer_protein` with `query, key, value, dense`; the rest is
 found by shape, and a tensor that has no place here is refused by name: nothing is left out silently.
 
-NOT VERIFIED against the real file: nobody has run `make compare-published` yet, which fetches it, lets the
-authors' own code predict and compares (`compare_published`). Assumed until then: 8 heads, and a head that is
-one linear layer with a row a tissue, in the published table's order. The checkpoint predicts standardised
+NOT VERIFIED against the real file: nobody has compared predictions with the authors' yet
+(`compare_published`: the README says how). Assumed until then: 8 heads, and a head that is one linear layer
+with a row a tissue, in the published table's order. The checkpoint predicts standardised
 values; their means and deviations are not in it, so `predict` gives them as they are.
 
 Shapes: B samples, L positions, D width, K tissues.
@@ -92,7 +92,11 @@ class Comparison:
 
 
 def compare_published(folder: Path, reference: Path) -> Comparison:
-    """Predict with an imported checkpoint what the authors' code did, by published_reference.py."""
+    """Predict with an imported checkpoint what the authors' code did.
+
+    `reference`: a safetensors file with `predictions` (1, K) and `fused_dna` (1, L, D), and in its metadata
+    `sequences` (JSON: dna, rna, protein) and `revision`. InputError where it is another file.
+    """
     try:
         with safe_open(reference, framework="pt") as file:
             sequences = json.loads(file.metadata()["sequences"])

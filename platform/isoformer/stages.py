@@ -321,6 +321,21 @@ def run_weights_list(settings: Settings, out: Output) -> None:
     out.result({"root": settings.root, "weights": [asdict(item) for item in listed]})
 
 
+def run_weights_import(out: Output, checkpoint: Path, output: Path, reference: Path | None) -> None:
+    """The published IsoFormer as encoders and a model; compared with the authors' predictions where given."""
+    from isoformer.published_checkpoint import MODEL_FILE, compare_published, import_published
+
+    made = {
+        modality: str(choice.weights) for modality, choice in import_published(checkpoint, output).items()
+    }
+    made["model"] = str(output / MODEL_FILE)
+    out.facts("Imported", list(made.items()))
+    compared = asdict(compare_published(output, reference)) if reference else None
+    if compared is not None:
+        out.facts("Largest differences", list(compared.items()))
+    out.result({**made, "compared": compared})
+
+
 def _numbered(problems: list[str]) -> list[tuple[str, object]]:
     return [(f"problem {number}", problem) for number, problem in enumerate(problems, 1)]
 

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +26,6 @@ from isoformer.fusion import Tokens
 from isoformer.model import load_model
 from isoformer.published_checkpoint import compare_published, import_published
 from isoformer.schema import TISSUES, Modality
-from model import published_reference as reference
 
 WIDTHS: dict[Modality, int] = {"dna": 48, "rna": 32, "protein": 64}
 ENFORMER = dict(
@@ -283,34 +281,3 @@ def test_a_reference_that_is_none_is_named(tmp_path: Path) -> None:
     saved({"predictions": torch.zeros(1)}, tmp_path / "reference.safetensors")
     with pytest.raises(InputError, match=r"reference\.safetensors: not a reference file"):
         compare_published(tmp_path, tmp_path / "reference.safetensors")
-
-
-def test_the_reference_script_writes_what_is_compared(
-    checkpoint: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stand-ins for the authors' tokenizer and model, called as their notebook calls them."""
-    given: dict[str, str] = {}
-
-    def tokenize(**texts: list[str]) -> list[dict[str, list[list[int]]]]:
-        given.update({name: text for name, (text,) in texts.items()})
-        return [{"input_ids": [[3, 5, 1]]} for _ in texts]
-
-    def model(**tensors: Tensor) -> dict[str, Tensor]:
-        assert tensors["attention_mask_rna"].tolist() == [[True, True, False]]
-        return {
-            "gene_expression_predictions": torch.ones(1, 30),
-            "final_dna_embeddings": torch.ones(1, 896, 48),
-        }
-
-    model.eval = lambda: model  # type: ignore[attr-defined]
-    monkeypatch.setattr(
-        reference, "HfApi", lambda: SimpleNamespace(model_info=lambda _: SimpleNamespace(sha="c0"))
-    )
-    monkeypatch.setattr(reference, "snapshot_download", lambda *_, local_dir, **__: str(local_dir))
-    monkeypatch.setattr(reference.AutoTokenizer, "from_pretrained", lambda *_, **__: tokenize)
-    monkeypatch.setattr(reference.AutoModelForMaskedLM, "from_pretrained", lambda *_, **__: model)
-    monkeypatch.setattr(reference, "LETTERS", {**reference.LETTERS, "rna": ("ACGT", 90)})
-    reference.main(tmp_path)
-    import_published(saved(checkpoint, tmp_path / "file.safetensors"), tmp_path / "out")
-    found = compare_published(tmp_path / "out", tmp_path / "reference.safetensors")
-    assert (found.revision, len(given["dna_input"]), len(given["rna_input"])) == ("c0", 196_608, 90)
