@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from transformers import EsmConfig, EsmForMaskedLM, EsmModel
 
 from encoders.contract import EncoderContract
+from encoders.library import library_states
 from encoders.tiny import ESM2_CONFIG, write_folder
 from isoformer.encoders import prepacked
 from isoformer.encoders.esm2 import Esm2Tokenizer
@@ -23,7 +23,7 @@ from isoformer.encoders.registry import (
     load_tokenizer,
     weights_digest,
 )
-from isoformer.encoders.spec import Tokenized, pack
+from isoformer.encoders.spec import pack
 from isoformer.encoders.transformer_config import transformer_config
 from isoformer.errors import ConfigError, EncoderError
 
@@ -75,19 +75,6 @@ def library_variant(fields: dict[str, object]) -> EsmModel:
     for parameter in model.parameters():
         parameter.data.add_(0.1 * torch.randn(parameter.shape))
     return model
-
-
-def library_states(model: EsmModel, tokens: list[Tokenized], padding_side: str) -> list[tuple[Tensor, ...]]:
-    """Every hidden state of every sequence, from one padded batch; special tokens included."""
-    longest = max(map(len, tokens))
-    ids = torch.full((len(tokens), longest), ESM2_CONFIG["pad_token_id"])
-    for row, one in enumerate(tokens):
-        place = slice(0, len(one)) if padding_side == "right" else slice(longest - len(one), longest)
-        ids[row, place] = torch.from_numpy(one.token_ids).long()
-    is_token = ids != ESM2_CONFIG["pad_token_id"]
-    with torch.no_grad():
-        states = model(ids, attention_mask=is_token.long(), output_hidden_states=True).hidden_states
-    return [tuple(state[row][is_token[row]] for state in states) for row in range(len(tokens))]
 
 
 @pytest.mark.parametrize("prepack", [True, False])

@@ -80,12 +80,15 @@ def _esm2() -> list[Published]:
 
 
 def _nucleotide_transformers() -> list[Published]:
-    """Dalla-Torre et al., Nature Methods 22:287. Version 1 has learned positions, version 2 rotary ones."""
+    """Dalla-Torre et al., Nature Methods 22:287. Version 1 has learned positions, version 2 rotary ones.
+
+    As in the hub's config.json files of 500m-human-ref, v2-50m, v2-100m and v2-500m; the others by the paper
+    and by their number of parameters (a test adds them up).
+    """
     common = {
         "mask_token_id": 2,
         "pad_token_id": 1,
         "layer_norm_eps": 1e-12,
-        "token_dropout": False,
         "emb_layer_norm_before": False,
     }
     first = {
@@ -93,12 +96,14 @@ def _nucleotide_transformers() -> list[Published]:
         "vocab_size": 4105,
         "max_position_embeddings": 1002,
         "position_embedding_type": "absolute",
+        "token_dropout": True,
     }
     second = {
         **common,
         "vocab_size": 4107,
         "max_position_embeddings": 2050,
         "position_embedding_type": "rotary",
+        "token_dropout": False,
     }
     sizes = {
         "ntv1-500m-human-ref": (first, 24, 1280, 20),

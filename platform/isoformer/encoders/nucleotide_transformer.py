@@ -4,7 +4,8 @@
 twins take any folder of the design; `ntv2-tiny-dna` and `ntv2-tiny-rna` are small siblings trained by this
 project and shipped with it. The published code is not run: the architecture is our own, and the published
 state dict loads as it is. Version 1 has learned positions and GELU, version 2 rotary positions, a gated
-feed-forward, and two more special tokens before the words.
+feed-forward, and two more special tokens before the words. Layer norms take config.json's 1e-12, as the
+published torch models do; the authors' JAX code has 1e-5 there.
 
 Tokenizer, as published: split at N; each stretch becomes non-overlapping 6-mers from its left end, what is
 left over single letters, and N the token N; `<cls>` first, no `<eos>`. The hidden state of `<cls>` is left
