@@ -196,6 +196,14 @@ def store(settings: Settings, out: Output, action: str, delete: bool) -> None:
 
 
 @_verb
+def encoders(settings: Settings, out: Output) -> None:
+    """List every encoder: what it reads, its size, licence and parity, and where its weights are."""
+    from isoformer.stages import run_encoders
+
+    run_encoders(settings, out)
+
+
+@_verb
 @click.argument("action", type=click.Choice(["pull", "ls", "import-isoformer"]))
 @click.argument("name", required=False)
 @click.option("--revision", help="pull: a commit (or a branch) to change this root over to.")
@@ -225,6 +233,23 @@ def weights(
         raise click.UsageError("weights pull needs an encoder's name, or hf:<organisation>/<repository>")
     else:
         run_weights_pull(settings, out, name, revision=revision, folder=Path(folder) if folder else None)
+
+
+@commands.command()
+@click.argument("what", type=click.Choice(["encoders"]))
+@click.option("--encoder", help="A published ESM-2 size; its weights are random.  [default: esm2-35m]")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Interleaved rounds.")
+@click.option("--seconds", default=4.0, show_default=True, help="About how long one pass takes.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Of every contestant.")
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--precision", default="f32", show_default=True, type=click.Choice(["f32", "bf16", "f16"]))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+def benchmark(what: str, as_json: bool, **options: Any) -> None:
+    """Measure against named alternatives, all run here: every figure is a ratio within one run."""
+    from isoformer.stages import run_benchmark
+
+    given = {name: value for name, value in options.items() if value is not None}
+    run_benchmark(Output(as_json), what, **given)
 
 
 def _users_error(error: BaseException) -> IsoformerError | None:

@@ -16,6 +16,7 @@ from isoformer.console import Output, counted
 if TYPE_CHECKING:
     from isoformer.embeddings.pipeline import EmbedProgress, EmbedReport
     from isoformer.embeddings.plan import Plan
+    from isoformer.encoders.listing import Listed
     from isoformer.scores import ScoreTable
     from isoformer.settings import Settings
     from isoformer.sweep import SweepResult, TrialRow
@@ -281,6 +282,43 @@ def run_store(settings: Settings, out: Output, action: str, *, delete: bool = Fa
     return True
 
 
+def run_encoders(settings: Settings, out: Output) -> None:
+    """Every encoder that can be named."""
+    from isoformer.encoders.listing import listing
+    from isoformer.storage import open_storage
+
+    listed = listing(open_storage(settings.root))
+    columns = (
+        "name",
+        "reads",
+        "width",
+        "layers",
+        "tokens",
+        "parameters",
+        "weights",
+        "parity with",
+        "licence",
+    )
+    out.table("Encoders", columns, [_encoder_row(item) for item in listed])
+    out.say("any other: hf:<repository or folder>; pull: isoformer weights pull NAME; by path: weights: PATH")
+    out.say("parity: every float32 value within 1e-5 of the implementation named, on random weights")
+    out.result({"encoders": [asdict(item) for item in listed]})
+
+
+def _encoder_row(item: Listed) -> tuple[object, ...]:
+    spec = item.spec
+    if spec is None:
+        return (item.name, *[""] * 5, item.weights, "", "")
+    sizes = (
+        spec.modality,
+        f"{spec.width:,}",
+        spec.layers or "",
+        f"{spec.max_tokens:,}",
+        _millions(spec.parameter_count),
+    )
+    return (item.name, *sizes, item.weights, item.compared_with, spec.licence.partition(" (")[0])
+
+
 def run_weights_pull(
     settings: Settings, out: Output, name: str, *, revision: str | None = None, folder: Path | None = None
 ) -> None:
@@ -325,15 +363,25 @@ def run_weights_import(out: Output, checkpoint: Path, output: Path, reference: P
     """The published IsoFormer as encoders and a model; compared with the authors' predictions where given."""
     from isoformer.published_checkpoint import MODEL_FILE, compare_published, import_published
 
-    made = {
-        modality: str(choice.weights) for modality, choice in import_published(checkpoint, output).items()
-    }
+    choices = import_published(checkpoint, output)
+    made = {str(modality): str(choice.weights) for modality, choice in choices.items()}
     made["model"] = str(output / MODEL_FILE)
     out.facts("Imported", list(made.items()))
     compared = asdict(compare_published(output, reference)) if reference else None
     if compared is not None:
         out.facts("Largest differences", list(compared.items()))
     out.result({**made, "compared": compared})
+
+
+def run_benchmark(out: Output, what: str, **options: Any) -> None:
+    """Run a benchmark and show its ratios; `--json` has every timing."""
+    from isoformer.benchmark.encoders import benchmark_encoders
+
+    out.note("every contestant in turn, some minutes; keep the machine quiet meanwhile")
+    result = {"encoders": benchmark_encoders}[what](**options)
+    shown = [("ran on", f"{result.hardware['device']}, {result.hardware['threads']} thread(s)")]
+    out.facts(f"Benchmark: {what}", [*shown, *result.settings.items(), *result.ratios.items()])
+    out.result(result.to_json())
 
 
 def _numbered(problems: list[str]) -> list[tuple[str, object]]:
@@ -344,6 +392,10 @@ def _short(name: str) -> str:
     """An encoder's name with the first digits of its weights' digest."""
     encoder, _, weights = name.partition(".")
     return f"{encoder} {weights[:8]}" if weights not in ("none", "") else encoder
+
+
+def _millions(parameters: int) -> str:
+    return f"{parameters / 1e6:,.1f}M" if parameters else ""
 
 
 def _seconds(value: float | None) -> str:

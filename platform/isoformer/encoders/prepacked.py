@@ -49,9 +49,9 @@ class PrepackedLayer(nn.Module):
         self._heads, self._gated = layer.heads, layer.gated
         self._norms = (layer.attention["LayerNorm"], layer.LayerNorm)
         self._query_key_value = _query_key_value(weights, layer.heads)
-        self._attention_output = _Product.of(weights, "attention.output.dense")
-        self._inner = _Product.of(weights, "intermediate.dense")
-        self._output = _Product.of(weights, "output.dense")
+        self._attention_output = Product.of(weights, "attention.output.dense")
+        self._inner = Product.of(weights, "intermediate.dense")
+        self._output = Product.of(weights, "output.dense")
 
     def forward(self, hidden_TD: Tensor, pack: Pack) -> Tensor:
         first_norm, second_norm = self._norms
@@ -74,7 +74,7 @@ class PrepackedLayer(nn.Module):
         return _attend(query_THE, key_THE, value_THE, pack.offsets)
 
 
-class _Product(nn.Module):
+class Product(nn.Module):
     """x @ weight.T + bias, with what follows it fused in."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
@@ -98,7 +98,7 @@ class _Product(nn.Module):
         )
 
 
-def _query_key_value(weights: Mapping[str, Tensor], heads: int) -> _Product:
+def _query_key_value(weights: Mapping[str, Tensor], heads: int) -> Product:
     """One product for all three; queries come out scaled, queries and keys with rotary pairs side by side."""
     head_width = len(weights["attention.self.query.weight"]) // heads
     order = _side_by_side(heads, head_width)
@@ -107,7 +107,7 @@ def _query_key_value(weights: Mapping[str, Tensor], heads: int) -> _Product:
         query, key, value = (weights[f"attention.self.{part}.{kind}"] for part in ("query", "key", "value"))
         return torch.cat([query[order] * head_width**-0.5, key[order], value])
 
-    return _Product(joined("weight"), joined("bias"))
+    return Product(joined("weight"), joined("bias"))
 
 
 def _attend(query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, offsets: list[int]) -> Tensor:

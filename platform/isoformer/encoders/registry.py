@@ -78,7 +78,7 @@ class Family(Protocol):
 
 def encoder_names() -> list[str]:
     """All names that `EncoderChoice.name` may take, apart from `hf:`."""
-    return sorted([*FAMILIES, *PUBLISHED])
+    return [*FAMILIES, *PUBLISHED]
 
 
 def get_spec(choice: EncoderChoice) -> EncoderSpec:

@@ -1,0 +1,1 @@
+"""Measurements against named alternatives, all run here and now; see `encoders.py`."""

@@ -1,0 +1,72 @@
+"""Interleaved timing: every contestant runs once a round, so that a noisy machine is unfair to none of them.
+
+A ratio is the median over rounds of the ratio within each round.
+"""
+
+from __future__ import annotations
+
+import os
+import platform as host
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from statistics import median
+from typing import Any
+
+from isoformer.embeddings.profile import hardware
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What `isoformer benchmark` prints. `raw`: every timing, in seconds, in the order of the rounds."""
+
+    what: str
+    settings: dict[str, Any]
+    rounds: int
+    raw: dict[str, list[float]]
+    ratios: dict[str, float]
+    notes: dict[str, Any] = field(default_factory=dict)
+    hardware: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def interleaved(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each contestant, round by round. Each is run once beforehand, untimed."""
+    for run in contestants.values():
+        run()
+    raw: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(rounds):
+        names = list(contestants)
+        for name in names if number % 2 == 0 else reversed(names):
+            started = time.perf_counter()
+            contestants[name]()
+            raw[name].append(time.perf_counter() - started)
+    return raw
+
+
+def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
+    """Median over rounds of numerator / denominator."""
+    return median(above / below for above, below in zip(numerator, denominator, strict=True))
+
+
+def machine(device: str, threads: int) -> dict[str, Any]:
+    """What the figures were taken on."""
+    import torch
+
+    return {
+        "device": hardware(device),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": threads,
+        "load_average_1min": round(os.getloadavg()[0], 2),
+        "system": host.platform(),
+    }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The installed versions, Python's included."""
+    return {"python": host.python_version()} | {name: version(name) for name in packages}
