@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from encoders.contract import EncoderContract, random_sequence
 from encoders.tiny import write_folder
 from encoders.windows import largest_difference, one_hot, with_values_that_count
+from isoformer.encoders import fixed_window
 from isoformer.encoders.borzoi_model import distance_features
 from isoformer.encoders.registry import EncoderChoice, get_spec, load_encoder, load_tokenizer
 from isoformer.encoders.spec import EncoderSpec, Tokenizer, pack
@@ -188,8 +189,12 @@ def packages_states(model: Borzoi, texts: list[str]) -> Tensor:
 
 @pytest.mark.parametrize("name", ["borzoi", "flashzoi"])
 def test_parity_with_the_package_at_all_positions(
-    package_models: dict[str, Borzoi], folders: dict[str, Path], name: str
+    package_models: dict[str, Borzoi],
+    folders: dict[str, Path],
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(fixed_window, "QUERIES_AT_ONCE", 5)  # of 12 positions
     choice = EncoderChoice(name=name, weights=str(folders[name]))
     texts = texts_with_unknown_letters(2)
     tokens = [load_tokenizer(choice)(text) for text in texts]

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from encoders.contract import EncoderContract, random_sequence
 from encoders.tiny import write_folder
 from encoders.windows import largest_difference, with_values_that_count
+from isoformer.encoders import fixed_window
 from isoformer.encoders.convolutional_trunk import WindowEncoder
 from isoformer.encoders.enformer_model import distance_features
 from isoformer.encoders.registry import EncoderChoice, get_spec, load_encoder, load_tokenizer
@@ -85,7 +86,11 @@ def packages_states(model: Enformer, texts: list[str]) -> Tensor:
         return model(str_to_one_hot(texts), return_only_embeddings=True)
 
 
-def test_parity_with_the_package_at_all_positions(package_model: Enformer, folder: Path) -> None:
+@pytest.mark.parametrize("queries_at_once", [fixed_window.QUERIES_AT_ONCE, 7, 1])
+def test_parity_with_the_package_at_all_positions(
+    package_model: Enformer, folder: Path, queries_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fixed_window, "QUERIES_AT_ONCE", queries_at_once)
     choice = EncoderChoice(name="enformer", weights=str(folder))
     texts = texts_with_unknown_letters(3)
     tokens = [load_tokenizer(choice)(text) for text in texts]

@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from isoformer.encoders.fixed_window import LETTERS_PER_TOKEN
+from isoformer.encoders.fixed_window import LETTERS_PER_TOKEN, query_blocks
 from isoformer.encoders.letters import NUCLEOTIDES, split_letters
 from isoformer.encoders.registry import EncoderChoice
 from isoformer.encoders.spec import Encoded, EncoderSpec, Packed
@@ -78,11 +78,20 @@ class RelativeAttention(nn.Module):
             rearrange(project(hidden_BLD), "b l (h e) -> b h l e", h=self.heads)
             for project in (self.to_q, self.to_k, self.to_v)
         )
-        distance_keys_HER = rearrange(self.to_rel_k(self.features_RF), "r (h e) -> h e r", h=self.heads)
         query = query * self.scale
-        scores_BHLR = (query + self.rel_pos_bias) @ distance_keys_HER
-        mixed_BHLE = functional.scaled_dot_product_attention(
-            query + self.rel_content_bias, key, value, attn_mask=_by_key(scores_BHLR), scale=1.0
+        distance_keys_HER = rearrange(self.to_rel_k(self.features_RF), "r (h e) -> h e r", h=self.heads)
+        mixed_BHLE = torch.cat(
+            [
+                functional.scaled_dot_product_attention(
+                    query[:, :, rows] + self.rel_content_bias,
+                    key,
+                    value,
+                    attn_mask=_by_key(query[:, :, rows] + self.rel_pos_bias, distance_keys_HER, rows.start),
+                    scale=1.0,
+                )
+                for rows in query_blocks(query.shape[2])
+            ],
+            dim=2,
         )
         return self.to_out(rearrange(mixed_BHLE, "b h l e -> b l (h e)"))
 
@@ -190,14 +199,18 @@ def load_window_encoder(
     return WindowEncoder(spec, model, weights_digest=digest, device=device, precision=choice.precision)
 
 
-def _by_key(scores_BHLR: Tensor) -> Tensor:
-    """Scores by distance, as scores by key: (i, j) is row i's score of distance j - i.
+def _by_key(query_BHQE: Tensor, distance_keys_HER: Tensor, start: int) -> Tensor:
+    """What the distance adds to the scores of Q queries, the first at `start`, with each of the L keys.
 
-    Row i starts L - 1 - i columns in: in the flat rows that is one step of 2L - 2, from L - 1 on.
+    Only the L + Q - 1 distances that these queries see are scored. Each query sees key 0 one distance earlier
+    than the query before: rows that are one value shorter, from Q - 1 on, are aligned by key.
     """
-    length = scores_BHLR.shape[-2]
-    flat = scores_BHLR.flatten(-2)[..., length - 1 : -1]
-    return torch.unflatten(flat, -1, (length, 2 * length - 2))[..., :length].contiguous()
+    queries, length = query_BHQE.shape[2], (distance_keys_HER.shape[-1] + 1) // 2
+    first = length - start - queries
+    scores_BHQR = query_BHQE @ distance_keys_HER[..., first : first + length + queries - 1]
+    *outer, step, _ = scores_BHQR.stride()
+    size = (*query_BHQE.shape[:3], length)
+    return scores_BHQR.as_strided(size, (*outer, step - 1, 1), queries - 1).contiguous()
 
 
 def _published_state(file: Path, layout: Layout) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from isoformer.encoders.weights_files import config_folder, read_config
 from isoformer.errors import ConfigError, EncoderError
 
 LETTERS_PER_TOKEN: Final = 8
+QUERIES_AT_ONCE: Final = 256
 
 
 class WindowConfig(FrozenConfig):
@@ -131,18 +132,27 @@ def transformer_products(positions: int, dim: int, depth: int, attention: list[P
     return [*attention, Product(dim, 2 * dim, positions), Product(2 * dim, dim, positions)] * depth
 
 
+def query_blocks(positions: int) -> list[slice]:
+    """Attention runs for some queries at a time, whose scores stay small."""
+    return [
+        slice(start, min(start + QUERIES_AT_ONCE, positions))
+        for start in range(0, positions, QUERIES_AT_ONCE)
+    ]
+
+
 def relative_attention_products(
     positions: int, dim: int, heads: int, *, key: int, value: int, features: int
 ) -> list[Product]:
-    """Of one layer. Every distance has its own key, 2L - 1 of them; the scores with them are shifted."""
+    """Of one layer. Each of 2L - 1 distances has its own key; a block of queries scores those it sees."""
     distances, rows = 2 * positions - 1, heads * positions
+    blocks = [block.stop - block.start for block in query_blocks(positions)]
     return [
         Product(dim, heads * key, positions, bias=False),
         Product(dim, heads * key, positions, bias=False),
         Product(dim, heads * value, positions, bias=False),
         Product(features, heads * key, distances, bias=False),
         Product(key, positions, rows, weights=False),
-        Product(key, distances, rows, weights=False),
+        *(Product(key, positions + queries - 1, heads * queries, weights=False) for queries in blocks),
         Product(positions, value, rows, weights=False),
         Product(heads * value, dim, positions),
     ]
