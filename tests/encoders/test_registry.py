@@ -37,3 +37,18 @@ def test_a_spec_per_name_carries_the_name_and_modality() -> None:
     for name in encoder_names():
         if name.startswith("composition-"):
             assert get_spec(EncoderChoice(name=name)).modality == name.removeprefix("composition-")
+
+
+def test_an_encoder_on_the_wrong_modality_is_refused() -> None:
+    assert get_spec(EncoderChoice(name="esm2-tiny", modality="protein")).modality == "protein"
+    with pytest.raises(ConfigError, match="esm2-tiny reads protein; got modality 'rna'"):
+        get_spec(EncoderChoice(name="esm2-tiny", modality="rna"))
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [("xpresso", "layer", 2), ("composition-rna", "precision", "bf16"), ("unirep-64", "max_tokens", 99)],
+)
+def test_an_option_that_an_encoder_lacks_is_refused(name: str, option: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"{name} has no option {option}: got {value!r}"):
+        get_spec(EncoderChoice.model_validate({"name": name, option: value}))

@@ -44,7 +44,7 @@ FAMILIES: Final[dict[str, str]] = {
 HUGGING_FACE: Final = "hf:"
 Precision = Literal["f32", "bf16", "f16"]
 _COMMON_OPTIONS: Final = frozenset(
-    {"modality", "layer", "average_layers", "max_tokens", "long_sequences", "overlap_tokens", "precision"}
+    {"layer", "average_layers", "max_tokens", "long_sequences", "overlap_tokens", "precision"}
 )
 
 
@@ -56,7 +56,9 @@ class EncoderChoice(FrozenConfig):
         default=None, description="file, folder or s3:// prefix; null: shipped, or pulled into the root"
     )
     random_seed: int | None = Field(default=None, description="random weights, and labelled so")
-    modality: Modality | None = Field(default=None, description="of an hf: encoder, which does not say")
+    modality: Modality | None = Field(
+        default=None, description="an hf: encoder's, which does not say; of others a check"
+    )
     layer: int = Field(default=-1, description="hidden state: 0 the embedding's output, -1 the last")
     average_layers: int = Field(default=1, ge=1, description="mean of this many, the last being `layer`")
     max_tokens: int | None = Field(default=None, ge=8, description="a sequence's most; null: as published")
@@ -82,8 +84,15 @@ def encoder_names() -> list[str]:
 
 
 def get_spec(choice: EncoderChoice) -> EncoderSpec:
-    """What the encoder is. ConfigError for an unknown name, EncoderError for unusable weights."""
-    return _family(choice).get_spec(choice)
+    """What the encoder is.
+
+    ConfigError for an unknown name, an option that it lacks or another modality than it reads; EncoderError
+    for unusable weights.
+    """
+    spec = _family(choice).get_spec(choice)
+    if choice.modality not in (None, spec.modality):
+        raise ConfigError(f"encoder {choice.name} reads {spec.modality}; got modality {choice.modality!r}")
+    return spec
 
 
 def load_tokenizer(choice: EncoderChoice) -> Tokenizer:
