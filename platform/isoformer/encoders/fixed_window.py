@@ -110,7 +110,7 @@ def window_spec(choice: EncoderChoice, config: WindowConfig, trunk: Trunk) -> En
         letters_per_token=float(LETTERS_PER_TOKEN),
         licence=published.licence,
         trained="supervised" if choice.random_seed is None else "random",
-        source=str(choice.weights or published.hub),
+        source=published.hub if choice.weights is None else choice.weights,
         identity={
             "code": trunk.code_version,
             "architecture": config.model_dump(),
