@@ -84,15 +84,6 @@ def test_a_sequence_does_not_see_its_neighbours() -> None:
 
 
 @pytest.mark.skipif(not prepacked.is_available(), reason="this build of PyTorch has no oneDNN products")
-@pytest.mark.parametrize("length", [1, 2, 64, 255, 256, 399, 400, 401, 900, 1300])
-def test_head_by_head_is_the_plain_softmax(length: int) -> None:
-    """From some 400 tokens on, rows of queries go block by block."""
-    query, key, value = query_key_value([length])
-    got = prepacked._head_by_head(query * HEAD_WIDTH**-0.5, key, value)
-    assert_near(got, plain(query, key, value, [0, length]))
-
-
-@pytest.mark.skipif(not prepacked.is_available(), reason="this build of PyTorch has no oneDNN products")
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("positions", ["rotary", "absolute"])
 @pytest.mark.parametrize("gated", [True, False])

@@ -1,9 +1,8 @@
 """The layers of `packed_transformer.py` for inference on a CPU in float32, as fast as oneDNN allows.
 
 Weights are laid out once as oneDNN's kernels read them; GELU and the residual are fused into the products;
-query, key and value are one product. A long sequence's attention goes head by head through the same kernels,
-which beats the library's flash kernel from some 250 tokens on. Rotary positions are one complex product: the
-query's and key's rows are reordered so that each pair of features lies side by side, which changes no score.
+query, key and value are one product. Rotary positions are one complex product: the query's and key's rows are
+reordered so that each pair of features lies side by side, which changes no score.
 
 Same numbers as the plain layers to float32 rounding (a test); used where `is_available`.
 """
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from isoformer.encoders.attention import per_sequence, runs_of_equal_length
+from isoformer.encoders.attention import per_sequence
 
 if TYPE_CHECKING:
     from isoformer.encoders.packed_transformer import Pack, TransformerLayer
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
 # T tokens of all sequences, L tokens of one, D width, H heads, E width of a head, F inner width
 
 _TOKENS_EXPECTED: Final = 1024
-_LONG_TOKENS: Final = 256
-_SCORES_AT_ONCE: Final = 160_000
-"""So many float32 scores stay in a core's second-level cache."""
 
 
 @cache
@@ -71,7 +67,7 @@ class PrepackedLayer(nn.Module):
             pairs = torch.view_as_complex(projected.view(tokens, 3 * heads, head_width // 2, 2))
             pairs[:, : 2 * heads].mul_(pack.rotary.turns)
         query_THE, key_THE, value_THE = torch.split(projected, heads, dim=1)
-        return _attend(query_THE, key_THE, value_THE, pack.offsets)
+        return per_sequence(query_THE, key_THE, value_THE, pack.offsets, scale=1.0)
 
 
 class Product(nn.Module):
@@ -108,45 +104,6 @@ def _query_key_value(weights: Mapping[str, Tensor], heads: int) -> Product:
         return torch.cat([query[order] * head_width**-0.5, key[order], value])
 
     return Product(joined("weight"), joined("bias"))
-
-
-def _attend(query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, offsets: list[int]) -> Tensor:
-    """The queries come scaled. (T, D)"""
-    mixed = []
-    for start, end, length in runs_of_equal_length(offsets):
-        part = (query_THE[start:end], key_THE[start:end], value_THE[start:end])
-        if length < _LONG_TOKENS:
-            mixed.append(per_sequence(*part, list(range(0, end - start + 1, length)), scale=1.0))
-        else:
-            mixed += [
-                _head_by_head(*(one[i : i + length] for one in part)) for i in range(0, end - start, length)
-            ]
-    return torch.cat(mixed)
-
-
-def _head_by_head(query_LHE: Tensor, key_LHE: Tensor, value_LHE: Tensor) -> Tensor:
-    """One sequence: softmax(q k^T) v, some rows of queries at a time so that the scores stay in cache."""
-    product = torch.ops.mkldnn._linear_pointwise
-    keys_HLE = key_LHE.transpose(0, 1).contiguous().unbind()
-    values_HEL = value_LHE.permute(1, 2, 0).contiguous().unbind()
-    queries_HLE = query_LHE.transpose(0, 1).contiguous()
-    blocks = -(-(len(query_LHE) ** 2) // _SCORES_AT_ONCE)
-    rows = -(-len(query_LHE) // blocks)
-    mixed = []
-    for query_HRE in torch.split(queries_HLE, rows, dim=1):
-        heads = [
-            product(
-                torch.softmax(product(query_RE, key_LE, None, "none", [], ""), dim=-1),
-                value_EL,
-                None,
-                "none",
-                [],
-                "",
-            )
-            for query_RE, key_LE, value_EL in zip(query_HRE.unbind(), keys_HLE, values_HEL, strict=True)
-        ]
-        mixed.append(torch.cat(heads, dim=1))
-    return torch.cat(mixed)
 
 
 def _side_by_side(heads: int, head_width: int) -> Tensor:
