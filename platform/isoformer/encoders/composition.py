@@ -25,7 +25,6 @@ from isoformer.encoders.letters import (
 )
 from isoformer.encoders.registry import EncoderChoice
 from isoformer.encoders.spec import Encoded, EncoderSpec, Packed, Tokenized
-from isoformer.errors import ConfigError
 from isoformer.schema import Modality
 
 # T tokens of all sequences, P positions (one a token), D width, L letters of one sequence, G letters a token
@@ -61,9 +60,7 @@ _ALPHABETS: Final[dict[Modality, _Alphabet]] = {
 
 
 def get_spec(choice: EncoderChoice) -> EncoderSpec:
-    """The fixed transform's spec. ConfigError where weights or a seed are asked for: it has none."""
-    if choice.weights is not None or choice.random_seed is not None:
-        raise ConfigError(f"{choice.name} is a fixed transform: it takes neither weights nor random_seed")
+    """The fixed transform's spec."""
     modality = _MODALITY[choice.name]
     alphabet = _ALPHABETS[modality]
     return EncoderSpec(

@@ -86,12 +86,14 @@ def encoder_names() -> list[str]:
 def get_spec(choice: EncoderChoice) -> EncoderSpec:
     """What the encoder is.
 
-    ConfigError for an unknown name, an option that it lacks or another modality than it reads; EncoderError
-    for unusable weights.
+    ConfigError for an unknown name, an option that it lacks, another modality than it reads or weights for a
+    fixed transform; EncoderError for unusable weights.
     """
     spec = _family(choice).get_spec(choice)
     if choice.modality not in (None, spec.modality):
         raise ConfigError(f"encoder {choice.name} reads {spec.modality}; got modality {choice.modality!r}")
+    if spec.trained == "none" and (choice.weights, choice.random_seed) != (None, None):
+        raise ConfigError(f"{choice.name} is a fixed transform: it takes neither weights nor random_seed")
     return spec
 
 
