@@ -131,6 +131,27 @@ def _nucleotide_transformers() -> list[Published]:
     ]
 
 
+def _rnafm() -> Published:
+    """Chen et al. 2022, arXiv 2204.00300: ESM-1b's design. Numbers of tokens and what is no size are those of
+    the authors' code; the conversion on the hub numbers its tokens otherwise (`rnafm_weights.py`).
+    """
+    hub = "multimolecule/rnafm"
+    config = {
+        "vocab_size": 25,
+        "mask_token_id": 24,
+        "pad_token_id": 1,
+        "max_position_embeddings": 1026,
+        "layer_norm_eps": 1e-5,
+        "token_dropout": False,
+        "position_embedding_type": "absolute",
+        "emb_layer_norm_before": True,
+        **_sizes(12, 640, 20),
+        "intermediate_size": 5120,
+    }
+    licence = "AGPL-3.0 (this conversion; the authors' own file: MIT)"
+    return Published("rnafm", "isoformer.encoders.rnafm", "rna", hub, licence, config, _REVISIONS[hub])
+
+
 def _genomic_tracks() -> list[Published]:
     """Avsec et al. 2021, Nature Methods 18:1196; Linder et al. 2025, Nature Genetics 57:949; Hingerl et al.
     2025, Bioinformatics 41:btaf467."""
@@ -187,6 +208,6 @@ def _sizes(layers: int, width: int, heads: int) -> dict[str, int]:
 
 
 PUBLISHED: Final[dict[str, Published]] = {
-    entry.name: entry for entry in (*_esm2(), *_nucleotide_transformers(), *_genomic_tracks())
+    entry.name: entry for entry in (*_esm2(), *_nucleotide_transformers(), _rnafm(), *_genomic_tracks())
 }
 """Name → entry. Nobody has read these weights here: parity is proven on random weights of the same shapes."""

@@ -32,20 +32,24 @@ def published_fields(choice: EncoderChoice) -> Mapping[str, Any]:
     entry = PUBLISHED.get(choice.name)
     if entry is not None and choice.weights is None:
         return entry.config
-    folder = config_folder(choice)
-    found = read_config(folder)
+    found = read_config(config_folder(choice))
     if entry is not None:
-        other = {
-            name: (found[name], size)
-            for name, size in entry.config.items()
-            if name in found and found[name] != size
-        }
-        if other:
-            told = ", ".join(
-                f"{name} is {got!r}, must be {size!r}" for name, (got, size) in sorted(other.items())
-            )
-            raise EncoderError(f"{folder / 'config.json'}: not the weights of {choice.name}: {told}")
+        require_fields(choice, found, entry.config)
     return found
+
+
+def require_fields(choice: EncoderChoice, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """EncoderError where a config.json states another value than the one that the name stands for."""
+    other = {
+        name: (found[name], value)
+        for name, value in expected.items()
+        if name in found and found[name] != value
+    }
+    if other:
+        told = ", ".join(
+            f"{name} is {got!r}, must be {value!r}" for name, (got, value) in sorted(other.items())
+        )
+        raise EncoderError(f"{choice.weights}/config.json: not the weights of {choice.name}: {told}")
 
 
 def sizes(choice: EncoderChoice, *, gated_feed_forward: bool) -> TransformerConfig:

@@ -164,10 +164,17 @@ def initialise(module: nn.Module, seed: int) -> None:
 
 
 def load_transformer(config: TransformerConfig, folder: Path) -> PackedTransformer:
-    """Published weights. Tensors that only heads use are left out; any other misfit is an EncoderError."""
+    """Published weights, as the ESM files name them."""
     file = state_file(folder)
-    unused = (*_UNUSED, "embeddings.position_embeddings") if _is_rotary(config) else _UNUSED
     state = {name.removeprefix("esm."): tensor for name, tensor in read_tensors(file).items()}
+    return filled_transformer(config, state, file=file)
+
+
+def filled_transformer(
+    config: TransformerConfig, state: dict[str, Tensor], *, file: Path
+) -> PackedTransformer:
+    """Tensors that only heads use are left out; any other misfit is an EncoderError."""
+    unused = (*_UNUSED, "embeddings.position_embeddings") if _is_rotary(config) else _UNUSED
     state = {
         name: tensor
         for name, tensor in state.items()

@@ -8,7 +8,7 @@ ever opened.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from zipfile import BadZipFile, is_zipfile
@@ -112,6 +112,14 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 def stored_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The plain tensors of one file as they are stored, mapped into memory where the format allows it."""
+    return plain_tensors(stored_content(path), path)
+
+
+def stored_content(path: Path, *, classes: Sequence[type] = ()) -> object:
+    """What one file holds: tensors, plain containers and, of a torch file, instances of `classes`.
+
+    EncoderError for anything else; no code of the file's is run.
+    """
     import pickle
 
     import torch
@@ -119,13 +127,18 @@ def stored_tensors(path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     try:
-        state = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
-        )
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals(list(classes)):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, BadZipFile) as error:
         raise EncoderError(f"{path}: not a readable file of plain tensors: {_reason(error)}") from None
+
+
+def plain_tensors(state: object, path: Path) -> dict[str, torch.Tensor]:
+    """The content as tensors by name. EncoderError where it is something else."""
+    import torch
+
     if not isinstance(state, dict):
         raise EncoderError(f"{path}: must hold tensors by name, holds a {type(state).__name__}")
     for name, value in state.items():
