@@ -351,6 +351,7 @@ def test_weights_may_be_named_apart_from_the_repository(folders: dict[str, Path]
     choice = EncoderChoice(name="hf:someone/a-bert", modality="protein", weights=str(folders["bert"]))
     spec = get_spec(choice)
     assert (spec.name, spec.hub, spec.width, spec.layers) == ("hf-a-bert", "someone/a-bert", 16, 2)
+    assert (spec.source, spec.revision) == (str(folders["bert"]), None)
     assert weights_digest(choice) == weights_digest(named(folders["bert"]))
     with pytest.raises(EncoderError, match="isoformer weights pull hf:someone/a-bert"):
         get_spec(EncoderChoice(name="hf:someone/a-bert", modality="protein"))

@@ -11,8 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from encoders.tiny import ESM2_CONFIG
 from isoformer.embeddings.admin import verify
-from isoformer.encoders.registry import EncoderChoice
+from isoformer.embeddings.key import encoder_key
+from isoformer.encoders.catalogue import PUBLISHED
+from isoformer.encoders.registry import EncoderChoice, get_spec
 from isoformer.encoders.weights_convert import as_safetensors
 from isoformer.encoders.weights_files import (
     config_folder,
@@ -152,6 +155,43 @@ class TestFolder:
         (folder / "manifest.json").write_bytes(text)
         with pytest.raises(EncoderError, match="must be a plain file name"):
             weights_folder(EncoderChoice(name="esm2", weights=str(folder)))
+
+
+class TestOrigin:
+    """Repository and commit come from the manifest, and are no part of the encoder's identity."""
+
+    @pytest.mark.parametrize(
+        ("choice", "config"),
+        [
+            (EncoderChoice(name="esm2"), ESM2_CONFIG),
+            (EncoderChoice(name="enformer"), PUBLISHED["enformer"].config),
+            (EncoderChoice(name="rnafm"), PUBLISHED["rnafm"].config),
+        ],
+    )
+    def test_of_pulled_weights(self, folder: Path, choice: EncoderChoice, config: dict[str, Any]) -> None:
+        (folder / "config.json").write_text(json.dumps(dict(config)))
+        given = choice.edited(weights=str(folder))
+        without = get_spec(given)
+        assert (without.source, without.revision) == (str(folder), None)
+        manifest = manifest_of(folder)
+        (folder / "manifest.json").write_bytes(manifest.to_bytes())
+        spec = get_spec(given)
+        assert (spec.source, spec.revision) == (REPOSITORY, COMMIT)
+        assert encoder_key(spec, "digest", "pooled") == encoder_key(without, "digest", "pooled")
+        (folder / "manifest.json").write_bytes(manifest.edited(commit=None).to_bytes())
+        assert get_spec(given).revision is None
+
+    def test_of_a_name_alone(self) -> None:
+        entry = PUBLISHED["esm2-8m"]
+        spec = get_spec(EncoderChoice(name="esm2-8m"))
+        assert (spec.source, spec.revision) == (entry.hub, entry.revision)
+        shipped = get_spec(EncoderChoice(name="esm2-tiny"))
+        assert (shipped.source, shipped.revision) == ("isoformer pretrain: see the model card", None)
+
+    def test_of_a_single_file(self, tmp_path: Path) -> None:
+        file = str(tmp_path / "RNA-FM_pretrained.pth")
+        spec = get_spec(EncoderChoice(name="rnafm", weights=file))
+        assert (spec.source, spec.revision) == (file, None)
 
 
 class TestRoot:

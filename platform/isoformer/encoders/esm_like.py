@@ -14,7 +14,7 @@ from isoformer.encoders.letters import CROP_POLICY, LongPolicy
 from isoformer.encoders.registry import EncoderChoice
 from isoformer.encoders.spec import EncoderSpec
 from isoformer.encoders.transformer_config import TransformerConfig, transformer_config
-from isoformer.encoders.weights_files import config_folder, read_config
+from isoformer.encoders.weights_files import config_folder, origin, read_config
 from isoformer.encoders.windows import require_overlap
 from isoformer.errors import ConfigError, EncoderError
 from isoformer.schema import Modality
@@ -91,6 +91,7 @@ def spec_of(
     """The spec. `identity`: what the family's module alone knows (code version, tokenizer)."""
     entry = PUBLISHED.get(choice.name)
     is_shipped = choice.weights is None and entry is None
+    source, revision = origin(choice)
     tokens = most_tokens(choice, config)
     policy = long_policy(choice, modality)
     if policy == "windows":
@@ -104,7 +105,7 @@ def spec_of(
         letters_per_token=float(letters_per_token),
         licence="Apache-2.0" if is_shipped else entry.licence if entry else licence,
         trained="pre-trained" if choice.random_seed is None else "random",
-        source=_source(choice),
+        source=source or "isoformer pretrain: see the model card",
         identity={
             **identity,
             "architecture": config.model_dump(),
@@ -121,7 +122,7 @@ def spec_of(
         layers=config.num_hidden_layers,
         has_cls=True,
         hub=entry.hub if entry else "",
-        revision=entry.revision if entry else None,
+        revision=revision,
         flops_per_token=config.flops_per_token,
     )
 
@@ -136,14 +137,6 @@ def states_of(choice: EncoderChoice, layers: int) -> list[int]:
             f"for hidden states {first} to {last}; there are 0 (the embedding) to {layers} (the last)"
         )
     return list(range(first, last + 1))
-
-
-def _source(choice: EncoderChoice) -> str:
-    if choice.weights is not None:
-        return choice.weights
-    if choice.name in PUBLISHED:
-        return PUBLISHED[choice.name].hub
-    return "isoformer pretrain: see the model card"
 
 
 def _window_bases(tokens: int, letters_per_token: int) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from isoformer.encoders.catalogue import PUBLISHED
 from isoformer.encoders.letters import NUCLEOTIDES, clean_sequence, joined_letters
 from isoformer.encoders.registry import EncoderChoice
 from isoformer.encoders.spec import EncoderSpec, Tokenized
-from isoformer.encoders.weights_files import config_folder, read_config
+from isoformer.encoders.weights_files import config_folder, origin, read_config
 from isoformer.errors import ConfigError, EncoderError
 
 LETTERS_PER_TOKEN: Final = 8
@@ -99,6 +99,7 @@ class Trunk:
 def window_spec(choice: EncoderChoice, config: WindowConfig, trunk: Trunk) -> EncoderSpec:
     """The spec of a fixed-window network."""
     published = PUBLISHED[choice.name]
+    source, revision = origin(choice)
     tokens = config.sequence_bases // LETTERS_PER_TOKEN
     reach_bases = config.sequence_bases // 2
     return EncoderSpec(
@@ -110,7 +111,7 @@ def window_spec(choice: EncoderChoice, config: WindowConfig, trunk: Trunk) -> En
         letters_per_token=float(LETTERS_PER_TOKEN),
         licence=published.licence,
         trained="supervised" if choice.random_seed is None else "random",
-        source=published.hub if choice.weights is None else choice.weights,
+        source=source,
         identity={
             "code": trunk.code_version,
             "architecture": config.model_dump(),
@@ -122,7 +123,7 @@ def window_spec(choice: EncoderChoice, config: WindowConfig, trunk: Trunk) -> En
         window_bases=(reach_bases, reach_bases),
         layers=config.depth,
         hub=published.hub,
-        revision=published.revision,
+        revision=revision,
         flops_per_token=sum(product.flops for product in trunk.products) / tokens,
     )
 

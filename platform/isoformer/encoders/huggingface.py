@@ -28,6 +28,7 @@ from isoformer.encoders.spec import Encoder, EncoderSpec
 from isoformer.encoders.weights_files import (
     config_folder,
     folder_digest,
+    origin,
     read_config,
     state_file,
     weights_folder,
@@ -61,6 +62,7 @@ _NOT_IDENTITY: Final = frozenset(
 
 def get_spec(choice: EncoderChoice) -> EncoderSpec:
     folder, config = _opened(choice)
+    source, revision = origin(_in_folder(choice))
     tokenizer = load_tokenizer(choice)
     width, layers = _size(config, _WIDTH, folder), _size(config, _LAYERS, folder)
     _require_layers(choice, layers)
@@ -75,7 +77,7 @@ def get_spec(choice: EncoderChoice) -> EncoderSpec:
         letters_per_token=tokenizer.letters_per_token,
         licence="as published: see the repository's card",
         trained="pre-trained" if choice.random_seed is None else "random",
-        source=choice.weights or choice.name.removeprefix(HUGGING_FACE),
+        source=source,
         identity={
             "code": CODE_VERSION,
             "config": _config_digest(config),
@@ -91,6 +93,7 @@ def get_spec(choice: EncoderChoice) -> EncoderSpec:
         layers=layers,
         has_cls=bool(before),
         hub=_repository(choice),
+        revision=revision,
     )
 
 

@@ -50,7 +50,7 @@ class EncoderSpec:
     has_cls: bool = False
     hub: str = ""
     revision: str | None = None
-    """The published repository and the commit that its weights are pinned to; null: pinned when pulled."""
+    """The published repository; the commit of the weights, where a manifest or the catalogue names it."""
     parity: float = 1e-5
     """Stated tolerance, relative, of every float32 value against an independent implementation."""
     flops_per_token: float = 0.0

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import torch
 
 SHIPPED: Final = Path(__file__).parent / "weights"
+_SINGLE_FILES: Final = (".pth", ".h5", ".npz")
 
 
 def weights_folder(choice: EncoderChoice) -> Path:
@@ -46,6 +47,19 @@ def weights_folder(choice: EncoderChoice) -> Path:
 def config_folder(choice: EncoderChoice) -> Path:
     """As `weights_folder`, for a spec and a tokenizer: of an s3:// folder no tensors are fetched."""
     return _folder(choice, whole=False)
+
+
+def origin(choice: EncoderChoice) -> tuple[str, str | None]:
+    """(repository or path of the weights, their commit or None): for people, no part of any identity.
+
+    A pulled folder's manifest knows both. Where no weights are given: what the name is pinned to, or nothing.
+    """
+    if choice.weights is None:
+        entry = PUBLISHED.get(choice.name)
+        return (entry.hub, entry.revision) if entry else ("", None)
+    is_file = choice.weights.endswith(_SINGLE_FILES)
+    manifest = None if is_file else folder_manifest(config_folder(choice))
+    return (manifest.repository, manifest.commit) if manifest else (choice.weights, None)
 
 
 def weights_file(choice: EncoderChoice, *, suffix: str, fetch: str) -> Path:
