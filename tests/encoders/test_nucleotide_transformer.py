@@ -224,6 +224,20 @@ def test_the_authors_jax_code_gives_the_same_numbers(
     torch.testing.assert_close(got, states, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("precision", "bound"), [("bf16", 0.05), ("f16", 0.01)])
+@pytest.mark.parametrize("version", [1, 2])
+def test_half_precision_stays_near(version: int, precision: Any, bound: float, tmp_path: Path) -> None:
+    """Relative to a position's norm: 0.05 for bfloat16's 8 bits, 0.01 for float16's 11."""
+    tensors = {name: torch.from_numpy(values) for name, values in random_state(CONFIGS[version]).items()}
+    weights = str(write_folder(tmp_path, CONFIGS[version], tensors))
+    exact = EncoderChoice(name=f"ntv{version}-dna", weights=weights)
+    half = EncoderChoice(name=f"ntv{version}-dna", weights=weights, precision=precision)
+    packed = pack([load_tokenizer(exact)(text) for text in sequences(20, most_letters=400)])
+    states, got = (load_encoder(choice).encode(packed).hidden_PD for choice in (exact, half))
+    assert got.dtype == torch.float32
+    assert 0 < float(((got - states).norm(dim=1) / states.norm(dim=1)).max()) < bound
+
+
 @pytest.mark.parametrize("modality", ["dna", "rna"])
 @pytest.mark.parametrize("version", [1, 2])
 def test_the_authors_tokenizer_gives_the_same_ids_for_200_sequences(version: int, modality: Any) -> None:

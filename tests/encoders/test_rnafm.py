@@ -199,6 +199,16 @@ def test_parity_with_the_authors_package_in_every_state_at_all_positions(
         torch.testing.assert_close(alone, states[layer][1:-1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("precision", "bound"), [("bf16", 0.05), ("f16", 0.01)])
+def test_half_precision_stays_near(authors_file: Path, precision: Any, bound: float) -> None:
+    """Relative to a position's norm: 0.05 for bfloat16's 8 bits, 0.01 for float16's 11."""
+    exact = EncoderChoice(name="rnafm", weights=str(authors_file))
+    half = EncoderChoice(name="rnafm", weights=str(authors_file), precision=precision)
+    packed = pack([load_tokenizer(exact)(sequence) for sequence in rna(LENGTHS)])
+    states, got = (load_encoder(choice).encode(packed).hidden_PD for choice in (exact, half))
+    assert 0 < float(((got - states).norm(dim=1) / states.norm(dim=1)).max()) < bound
+
+
 def test_the_authors_loader_reads_the_same_checkpoint(authors_model: Any) -> None:
     """So the names that the tests make are those that the authors' files may have."""
     content = {"args": settings(), "model": checkpoint_names(authors_model)}
@@ -337,6 +347,15 @@ def test_a_file_of_the_authors_tensors_alone_is_read(authors_file: Path, tmp_pat
     first, second = (load_encoder(choice).encode(packed).hidden_PD for choice in choices)
     assert torch.equal(first, second)
     assert weights_digest(choices[0]) != weights_digest(choices[1])
+
+
+def test_long_sequences_are_read_in_windows_where_asked() -> None:
+    choice = EncoderChoice(name="rnafm", random_seed=5, long_sequences="windows", overlap_tokens=10)
+    tokenizer = load_tokenizer(choice)
+    tokens = tokenizer(300 * "ACGU")
+    assert (len(tokens), tokens.counts) == (1202, {"windowed_bases": 1200, "uracil_bases": 300})
+    assert "windowed_bases" not in tokenizer(126 * "A").counts
+    assert load_encoder(choice).encode(pack([tokens])).hidden_PD.shape == (1200, WIDTH)
 
 
 def test_random_weights_are_those_of_the_seed() -> None:
