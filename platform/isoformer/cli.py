@@ -238,7 +238,7 @@ def weights(
 @commands.command()
 @click.argument("what", type=click.Choice(["encoders"]))
 @click.option("--encoder", help="A published ESM-2 size; its weights are random.  [default: esm2-35m]")
-@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Interleaved rounds.")
+@click.option("--rounds", default=4, show_default=True, type=click.IntRange(1), help="Interleaved rounds.")
 @click.option("--seconds", default=4.0, show_default=True, help="About how long one pass takes.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Of every contestant.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")

@@ -35,9 +35,7 @@ class Benchmark:
 
 
 def interleaved(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contestant, round by round. Each is run once beforehand, untimed."""
-    for run in contestants.values():
-        run()
+    """Seconds of each contestant, round by round, in turning order. The caller has warmed them up."""
     raw: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds):
         names = list(contestants)

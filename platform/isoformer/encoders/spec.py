@@ -56,9 +56,9 @@ class EncoderSpec:
     flops_per_token: float = 0.0
 
     def flops(self, tokens: int) -> float:
-        """Floating-point operations to encode `tokens` tokens, attention's quadratic part left out.
+        """Floating-point operations to encode `tokens` tokens; where a family states none, 2 per parameter.
 
-        Where a family states none: 2 per parameter and token.
+        Attention's quadratic part is in it for fixed windows and left out where lengths vary.
         """
         return (self.flops_per_token or 2.0 * self.parameter_count) * tokens
 
