@@ -12,8 +12,9 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
+from isoformer.encoders.registry import Precision
 from isoformer.errors import IsoformerError
 from isoformer.ray_session import RayConfig, ray_session
 from isoformer.storage import open_storage
@@ -38,7 +39,7 @@ class Check:
 
 def examine(root: str, tracking: TrackingConfig, ray: RayConfig) -> Iterator[Check]:
     """Yield every check, the cheap ones first, so that a caller can show progress."""
-    yield from (_python(), _standard_library(), _packages(), _torch())
+    yield from (_python(), _standard_library(), _packages(), _torch(), *_encoders())
     yield _storage(root, "driver")
     yield _tracking(tracking, root, "driver")
     yield from _cluster(root, tracking, ray)
@@ -75,7 +76,40 @@ def _torch() -> Check:
     if torch.cuda.is_available():
         return Check("device", "driver", True, f"CUDA: {torch.cuda.get_device_name(0)}")
     threads = torch.get_num_threads()
-    return Check("device", "driver", True, f"CPU, {threads} threads, per-sequence attention; no GPU in sight")
+    return Check("device", "driver", True, f"CPU, {threads} threads; no GPU in sight")
+
+
+def _encoders() -> Iterator[Check]:
+    """The route that transformers take on each device of this machine, found by encoding on it."""
+    import torch
+
+    yield _route("cpu", "f32")
+    if torch.cuda.is_available():
+        yield _route("cuda", "bf16")
+        yield _route("cuda", "f32")
+
+
+def _route(device: str, precision: Precision) -> Check:
+    def encode_two() -> str:
+        from isoformer.encoders.attention import PADDED, PER_SEQUENCE
+        from isoformer.encoders.packed_encoder import PackedEncoder
+        from isoformer.encoders.registry import EncoderChoice, load_encoder, load_tokenizer
+        from isoformer.encoders.spec import pack
+
+        choice = EncoderChoice(name="esm2-tiny", precision=precision)
+        encoder, tokenizer = cast(PackedEncoder, load_encoder(choice, device)), load_tokenizer(choice)
+        encoder.encode(pack([tokenizer("MKTAYIAK"), tokenizer("MKT")]))
+        slower = {
+            PADDED.name: "the padded fallback, slower: variable-length attention needs precision bf16 or f16 "
+            "on a GPU of compute capability 8.0 or more",
+            PER_SEQUENCE.name: "the plain layers, slower: this torch has no prepacked products for this CPU",
+        }
+        note = slower.get(encoder.route)
+        return f"{device} {precision}: {encoder.route}" + (f" ({note})" if note else "")
+
+    return _attempt(
+        "encoders", "driver", encode_two, "install the build of torch that is made for this device"
+    )
 
 
 def _storage(root: str, where: str) -> Check:
@@ -136,7 +170,7 @@ def _from_worker(root: str, tracking: TrackingConfig) -> list[Check]:
 def _attempt(name: str, where: str, action: Callable[[], str], mend: str) -> Check:
     try:
         return Check(name, where, True, action())
-    except (IsoformerError, OSError) as error:
+    except (IsoformerError, OSError, RuntimeError) as error:
         return Check(name, where, False, str(error), mend)
 
 
