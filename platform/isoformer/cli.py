@@ -241,7 +241,7 @@ def weights(
 @click.option("--rounds", default=4, show_default=True, type=click.IntRange(1), help="Interleaved rounds.")
 @click.option("--seconds", default=4.0, show_default=True, help="About how long one pass takes.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Of every contestant.")
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]))
 @click.option("--precision", default="f32", show_default=True, type=click.Choice(["f32", "bf16", "f16"]))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 def benchmark(what: str, as_json: bool, **options: Any) -> None:

@@ -81,7 +81,7 @@ class Subject:
 
 
 def benchmark_encoders(
-    name: str = DEFAULT_ENCODER,
+    encoder: str = DEFAULT_ENCODER,
     *,
     rounds: int = 4,
     seconds: float = 4.0,
@@ -91,9 +91,12 @@ def benchmark_encoders(
 ) -> Benchmark:
     """Time every route in `rounds` rounds; a pass of ours takes about `seconds` on a slow machine.
 
-    ConfigError for an encoder that the library has no model of, EncoderError where the routes disagree.
+    ConfigError for an encoder that the library has no model of and for a device that is not there;
+    EncoderError where the routes disagree.
     """
-    choice = EncoderChoice(name=name, random_seed=_SEED, precision=precision)
+    if device != "cpu" and not torch.cuda.is_available():
+        raise ConfigError(f"benchmark encoders: device {device!r} is not there; allowed here: cpu")
+    choice = EncoderChoice(name=encoder, random_seed=_SEED, precision=precision)
     config = _config(choice)
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -121,6 +124,7 @@ def _measured(subject: Subject, rounds: int, threads: int, folder: Path) -> Benc
             **{name: run for name, (run, _) in products.items()},
         },
         rounds,
+        finish=torch.cuda.synchronize if subject.device.startswith("cuda") else _nothing_left,
     )
     ours = [subject.flops / taken for taken in raw["packed"]]
     rates = {name: [flops / taken for taken in raw[name]] for name, (_, flops) in products.items()}
@@ -155,6 +159,10 @@ def _measured(subject: Subject, rounds: int, threads: int, folder: Path) -> Benc
         hardware=machine(subject.device, threads),
         versions=versions("torch", "transformers", *(["onnxruntime"] if "onnxruntime" in routes else [])),
     )
+
+
+def _nothing_left() -> None:
+    """A CPU is done when it returns."""
 
 
 def _config(choice: EncoderChoice) -> TransformerConfig:

@@ -34,14 +34,21 @@ class Benchmark:
         return asdict(self)
 
 
-def interleaved(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contestant, round by round, in turning order. The caller has warmed them up."""
+def interleaved(
+    contestants: Mapping[str, Callable[[], object]], rounds: int, *, finish: Callable[[], object]
+) -> dict[str, list[float]]:
+    """Seconds of each contestant, round by round, in turning order. The caller has warmed them up.
+
+    `finish` waits for what a device has still to do, which belongs to the time.
+    """
+    finish()
     raw: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds):
         names = list(contestants)
         for name in names if number % 2 == 0 else reversed(names):
             started = time.perf_counter()
             contestants[name]()
+            finish()
             raw[name].append(time.perf_counter() - started)
     return raw
 
