@@ -294,7 +294,7 @@ def run_encoders(settings: Settings, out: Output) -> None:
         "width",
         "layers",
         "tokens",
-        "parameters",
+        "params",
         "weights",
         "parity with",
         "licence",
@@ -314,7 +314,7 @@ def _encoder_row(item: Listed) -> tuple[object, ...]:
         f"{spec.width:,}",
         spec.layers or "",
         f"{spec.max_tokens:,}",
-        _millions(spec.parameter_count),
+        _parameters(spec.parameter_count),
     )
     return (item.name, *sizes, item.weights, item.compared_with, spec.licence.partition(" (")[0])
 
@@ -394,8 +394,8 @@ def _short(name: str) -> str:
     return f"{encoder} {weights[:8]}" if weights not in ("none", "") else encoder
 
 
-def _millions(parameters: int) -> str:
-    return f"{parameters / 1e6:,.1f}M" if parameters else ""
+def _parameters(number: int) -> str:
+    return "" if not number else f"{number / 1e6:.1f}M" if number < 1e9 else f"{number / 1e9:.1f}B"
 
 
 def _seconds(value: float | None) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from isoformer.encoders.catalogue import PUBLISHED
 from isoformer.encoders.registry import EncoderChoice, encoder_names, get_spec
 from isoformer.encoders.spec import EncoderSpec
-from isoformer.encoders.weights_files import SHIPPED
+from isoformer.encoders.weights_files import SHIPPED, origin
 from isoformer.encoders.weights_store import located
 from isoformer.errors import EncoderError
 from isoformer.storage import Storage
@@ -19,7 +19,6 @@ COMPARED_WITH: Final = {
     "nucleotide-transformer-v2": "plain torch, JAX",
     "enformer": "enformer-pytorch",
     "borzoi": "borzoi-pytorch",
-    "flashzoi": "borzoi-pytorch",
     "rnafm": "rna-fm",
 }
 """By family: the independent implementation of the parity test; of the others a plain one in the tests."""
@@ -52,6 +51,8 @@ def _listed(name: str, storage: Storage) -> Listed:
     except EncoderError:
         return Listed(name, None, "by path", "", "")
     weights, uri = _weights(choice, spec, storage)
+    if uri:
+        spec = replace(spec, revision=origin(choice.edited(weights=uri))[1])
     return Listed(name, spec, weights, uri, COMPARED_WITH.get(spec.family, "plain code"))
 
 
