@@ -301,7 +301,9 @@ def run_encoders(settings: Settings, out: Output) -> None:
     )
     out.table("Encoders", columns, [_encoder_row(item) for item in listed])
     out.say("any other: hf:<repository or folder>; pull: isoformer weights pull NAME; by path: weights: PATH")
-    out.say("parity: every float32 value within 1e-5 of the implementation named, on random weights")
+    out.say(
+        "parity: every float32 value within 1e-5 (xpresso: 1e-4) of the implementation named, random weights"
+    )
     out.result({"encoders": [asdict(item) for item in listed]})
 
 

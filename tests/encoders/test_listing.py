@@ -86,6 +86,10 @@ class TestListing:
         assert families == COMPARED_WITH.keys()
         assert found["enformer"].compared_with == "enformer-pytorch"
         assert found["unirep-64"].compared_with == "plain code"
+        looser = {
+            name: item.spec.parity for name, item in found.items() if item.spec and item.spec.parity > 1e-5
+        }
+        assert looser == {"xpresso": 1e-4}
 
 
 class TestVerb:
@@ -108,4 +112,5 @@ class TestVerb:
         shown = capsys.readouterr().out
         assert [name for name in encoder_names() if name not in shown] == []
         assert "hf:<repository or folder>" in shown
+        assert "within 1e-5 (xpresso: 1e-4)" in shown
         assert "isoformer weights pull NAME" in shown

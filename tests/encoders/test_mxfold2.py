@@ -102,7 +102,7 @@ def test_parity_with_a_plain_forward_at_all_positions(file: Path) -> None:
     state = torch.load(file, weights_only=True)
     arrays = {name.removeprefix("zuker.net."): tensor.double().numpy() for name, tensor in state.items()}
     for states, one in zip(got, tokens, strict=True):
-        np.testing.assert_allclose(states, plain_forward(one.token_ids, arrays)[1:], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(states, plain_forward(one.token_ids, arrays)[1:], rtol=1e-5, atol=1e-5)
 
 
 def test_the_parameter_count_is_right() -> None:

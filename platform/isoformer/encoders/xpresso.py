@@ -79,6 +79,7 @@ def get_spec(choice: EncoderChoice) -> EncoderSpec:
         },
         parameter_count=sum(int(np.prod(shape)) for shape in SHAPES.values()),
         window_bases=(UPSTREAM_BASES, DOWNSTREAM_BASES),
+        parity=1e-4,  # sums of ten thousand values of order ten
     )
 
 
