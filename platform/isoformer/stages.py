@@ -316,7 +316,7 @@ def _encoder_row(item: Listed) -> tuple[object, ...]:
         f"{spec.width:,}",
         spec.layers or "",
         f"{spec.max_tokens:,}",
-        _parameters(spec.parameter_count),
+        _count(spec.parameter_count),
     )
     return (item.name, *sizes, item.weights, item.compared_with, spec.licence.partition(" (")[0])
 
@@ -396,7 +396,7 @@ def _short(name: str) -> str:
     return f"{encoder} {weights[:8]}" if weights not in ("none", "") else encoder
 
 
-def _parameters(number: int) -> str:
+def _count(number: int) -> str:
     return "" if not number else f"{number / 1e6:.1f}M" if number < 1e9 else f"{number / 1e9:.1f}B"
 
 
