@@ -9,6 +9,7 @@ import yaml
 
 from isoformer.cli import commands
 from isoformer.config import build
+from isoformer.embeddings.config import EncoderJob
 from isoformer.encoders.registry import encoder_names
 from isoformer.settings import Settings
 
@@ -37,3 +38,9 @@ def test_its_configuration_is_taken() -> None:
     (example,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     settings = build(Settings, yaml.safe_load(example))
     assert settings.train_config().keys.keys() == {"dna", "rna", "protein"}
+
+
+def test_its_encoders_are_taken() -> None:
+    entries = [yaml.safe_load(entry) for entry in re.findall(r"`(\{name: [^`]+\})`", README)]
+    assert len(entries) >= 4
+    assert [EncoderJob(**entry).name for entry in entries]
