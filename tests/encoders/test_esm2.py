@@ -134,6 +134,17 @@ def test_half_precision_stays_near(folder: Path, precision: Precision, bound: fl
     assert 0 < float(((got - expected).norm(dim=1) / expected.norm(dim=1)).max()) < bound
 
 
+def test_a_folder_that_the_library_saved_loads(
+    library_model: EsmForMaskedLM, folder: Path, tmp_path: Path
+) -> None:
+    """It writes `LayerNorm.gamma` and `.beta` where the published files have `.weight` and `.bias`."""
+    library_model.save_pretrained(tmp_path)
+    choices = [EncoderChoice(name="esm2", weights=str(where)) for where in (folder, tmp_path)]
+    packed = pack([load_tokenizer(choices[0])("MKVLAWGX")])
+    first, second = (load_encoder(choice).encode(packed).hidden_PD for choice in choices)
+    assert torch.equal(first, second)
+
+
 def test_token_dropout_scales_each_sequence_by_its_own_masks(
     library_model: EsmForMaskedLM, folder: Path
 ) -> None:

@@ -164,9 +164,9 @@ def initialise(module: nn.Module, seed: int) -> None:
 
 
 def load_transformer(config: TransformerConfig, folder: Path) -> PackedTransformer:
-    """Published weights, as the ESM files name them."""
+    """Published weights, as the ESM files name them, and as the library names them when it saves a model."""
     file = state_file(folder)
-    state = {name.removeprefix("esm."): tensor for name, tensor in read_tensors(file).items()}
+    state = {_own_name(name): tensor for name, tensor in read_tensors(file).items()}
     return filled_transformer(config, state, file=file)
 
 
@@ -188,6 +188,11 @@ def filled_transformer(
     )
     model.load_state_dict(state)
     return model
+
+
+def _own_name(name: str) -> str:
+    name = name.removeprefix("esm.")
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
 class TransformerLayer(nn.Module):
