@@ -392,7 +392,7 @@ def _numbered(problems: list[str]) -> list[tuple[str, object]]:
 
 def _short(name: str) -> str:
     """An encoder's name with the first digits of its weights' digest."""
-    encoder, _, weights = name.partition(".")
+    encoder, _, weights = name.rpartition(".")
     return f"{encoder} {weights[:8]}" if weights not in ("none", "") else encoder
 
 

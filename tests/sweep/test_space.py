@@ -115,6 +115,7 @@ def test_whole_ranges_give_whole_numbers() -> None:
 
 
 def test_labels_are_short_and_scalar() -> None:
+    assert label({"rna": "ntv1-2.5b-1000g-rna.1a2b.bins-4.f16.99aa"}) == "ntv1-2.5b-1000g-rna/bins-4"
     assert label(("dna", "rna")) == "dna+rna"
     assert label({"rna": "a.1.pooled.f16.x", "dna": "c.1.pooled.f16.x"}) == "a/pooled c/pooled"
     assert label(0.5) == 0.5

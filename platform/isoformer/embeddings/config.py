@@ -91,8 +91,10 @@ class EncoderGroup:
 
     @property
     def name(self) -> str:
-        """The encoder with its weights, without resolution: what a speed is measured for."""
-        return f"{self.spec.name}.{self.weights_digest}"
+        """The encoder with its options and weights, without resolution: what a speed is measured for."""
+        given = self.choice.model_dump(exclude={"name", "weights", "random_seed"}, exclude_defaults=True)
+        options = "".join(f"+{option}={value}" for option, value in sorted(given.items()))
+        return f"{self.spec.name}{options}.{self.weights_digest}"
 
 
 def encoder_groups(config: EmbedConfig, root: str) -> list[EncoderGroup]:

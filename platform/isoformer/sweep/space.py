@@ -206,13 +206,18 @@ def label(choice: Choice) -> str | int | float | bool | None:
 
 def _resolutions(keys: Iterable[str]) -> str:
     """The resolutions of encoder keys; empty where one is not a full key."""
-    parts = [key.split(".") for key in keys]
+    parts = [_key_parts(key) for key in keys]
     return "+".join(dict.fromkeys(part[2] for part in parts)) if all(len(p) >= 4 for p in parts) else ""
+
+
+def _key_parts(key: str) -> list[str]:
+    """Name, weights, resolution, dtype, hash; a name may hold points of its own."""
+    return key.rsplit(".", 4)
 
 
 def _short_key(key: Scalar) -> str:
     """`esm2-tiny.1a2b3c4d.bins-16.f16.99aabbcc` → `esm2-tiny/bins-16`."""
-    parts = str(key).split(".")
+    parts = _key_parts(str(key))
     return f"{parts[0]}/{parts[2]}" if len(parts) >= 4 else str(key)
 
 
