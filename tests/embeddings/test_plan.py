@@ -155,7 +155,10 @@ def test_a_root_without_transcripts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "named"),
     [
-        ({"encoders": [{"name": "composition-rna", "resolution": "bins"}]}, "allowed: pooled, max, cls, bins:N"),
+        (
+            {"encoders": [{"name": "composition-rna", "resolution": "bins"}]},
+            "allowed: pooled, max, cls, bins:N",
+        ),
         ({"encoders": []}, "encoders"),
         ({"token_budgets": 5}, "did you mean 'token_budget'"),
         ({"dtype": "f8"}, "dtype"),

@@ -3,7 +3,7 @@
 Same weights (random, of a published size), same sequences of real lengths, same threads, in one process:
 
     packed       our encoder on packs of a token budget, long sequences first, as the embedding engine does
-    padded8      the library's model on batches of 8, padded, in file order
+    padded8      the library's model on batches of 8, padded, in an order that knows no lengths
     single       the library's model, one sequence at a time
     onnxruntime  the library's model exported to ONNX, one sequence at a time (CPU only)
     matmul       plain matrix products of the encoder's shapes, beside them: torch.mm, and oneDNN's prepacked
@@ -59,7 +59,7 @@ States = Callable[[Tokenized], Tensor]
 
 @dataclass(frozen=True)
 class Subject:
-    """One encoder, the library's model with the same weights, and the sequences, in file order."""
+    """One encoder, the library's model with the same weights, and the sequences."""
 
     choice: EncoderChoice
     config: TransformerConfig
@@ -104,22 +104,27 @@ def benchmark_encoders(
         flops = seconds * threads * _ASSUMED_FLOPS_PER_SECOND[torch.device(device).type]
         subject = _subject(choice, config, device, int(flops / config.flops_per_token))
         with torch.inference_mode(), tempfile.TemporaryDirectory(prefix="isoformer-benchmark-") as folder:
-            return _measured(subject, rounds, threads, Path(folder))
+            return _measured(subject, rounds, seconds, threads, Path(folder))
     finally:
         torch.set_num_threads(threads_before)
 
 
-def _measured(subject: Subject, rounds: int, threads: int, folder: Path) -> Benchmark:
+def _measured(subject: Subject, rounds: int, seconds: float, threads: int, folder: Path) -> Benchmark:
     routes = _library_routes(subject, threads, folder)
     differences = {name: _difference(subject, states) for name, (_, states) in routes.items()}
     _require_agreement(differences, subject.choice.precision)
     packs = _packs(subject.sample, subject.budget_tokens)
     products = _products(subject)
-    for run, _ in products.values():  # the routes are warm from the comparison
+
+    def packed() -> None:
+        for members in packs:
+            subject.encoder.encode(pack(members))
+
+    for run in (packed, *(run for run, _ in products.values())):  # the other routes are warm already
         run()
     raw = interleaved(
         {
-            "packed": lambda: [subject.encoder.encode(pack(members)) for members in packs],
+            "packed": packed,
             **{name: run for name, (run, _) in routes.items()},
             **{name: run for name, (run, _) in products.items()},
         },
@@ -139,6 +144,9 @@ def _measured(subject: Subject, rounds: int, threads: int, folder: Path) -> Benc
             "precision": subject.choice.precision,
             "token_budget": subject.budget_tokens,
             "padded_batch": _BATCH,
+            "device": subject.device,
+            "threads": threads,
+            "seconds": seconds,
         },
         rounds=rounds,
         raw=raw,
