@@ -195,6 +195,11 @@ def test_an_overlap_of_more_than_half_a_window_is_refused(family: Family, folder
         get_spec(windowed(family, folder, MOST // 2 + 1))
 
 
+def test_an_overlap_without_windows_is_refused() -> None:
+    with pytest.raises(ConfigError, match="got 10 with long_sequences 'right': set that to windows"):
+        get_spec(EncoderChoice(name="esm2-tiny", overlap_tokens=10))
+
+
 def test_windows_change_the_identity(family: Family, folder: Path) -> None:
     specs = [get_spec(ordinary(family, folder)), *(get_spec(windowed(family, folder, n)) for n in (3, 4))]
     assert len({str(spec.identity) for spec in specs}) == 3

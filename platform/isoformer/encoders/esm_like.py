@@ -15,7 +15,6 @@ from isoformer.encoders.registry import EncoderChoice
 from isoformer.encoders.spec import EncoderSpec
 from isoformer.encoders.transformer_config import TransformerConfig, transformer_config
 from isoformer.encoders.weights_files import config_folder, origin, read_config
-from isoformer.encoders.windows import require_overlap
 from isoformer.errors import ConfigError, EncoderError
 from isoformer.schema import Modality
 
@@ -94,8 +93,7 @@ def spec_of(
     source, revision = origin(choice)
     tokens = most_tokens(choice, config)
     policy = long_policy(choice, modality)
-    if policy == "windows":
-        require_overlap(choice.name, tokens, choice.overlap_tokens)
+    require_overlap(choice, tokens, policy)
     return EncoderSpec(
         name=choice.name,
         family=family,
@@ -137,6 +135,21 @@ def states_of(choice: EncoderChoice, layers: int) -> list[int]:
             f"for hidden states {first} to {last}; there are 0 (the embedding) to {layers} (the last)"
         )
     return list(range(first, last + 1))
+
+
+def require_overlap(choice: EncoderChoice, most_tokens: int, policy: LongPolicy) -> None:
+    """ConfigError for an overlap without windows, and where windows of this size could not go on."""
+    default = EncoderChoice.model_fields["overlap_tokens"].default
+    if policy != "windows" and choice.overlap_tokens != default:
+        raise ConfigError(
+            f"encoder {choice.name}: overlap_tokens is of windows; got {choice.overlap_tokens} with "
+            f"long_sequences {policy!r}: set that to windows, or leave overlap_tokens out"
+        )
+    if policy == "windows" and choice.overlap_tokens > most_tokens // 2:
+        raise ConfigError(
+            f"encoder {choice.name}: overlap_tokens must be at most half of a window's {most_tokens} tokens, "
+            f"got {choice.overlap_tokens}"
+        )
 
 
 def _window_bases(tokens: int, letters_per_token: int) -> tuple[int, int]:

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoformer.encoders.spec import Packed
-from isoformer.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,15 +48,6 @@ class Windows:
         place_W = torch.from_numpy(self.token_of_W).to(hidden_WD.device)
         total_TD = hidden_WD.new_zeros(self.tokens, hidden_WD.shape[1]).index_add_(0, place_W, hidden_WD)
         return total_TD / torch.bincount(place_W, minlength=self.tokens)[:, None]
-
-
-def require_overlap(name: str, most_tokens: int, overlap_tokens: int) -> None:
-    """ConfigError where windows of this size could not go on."""
-    if overlap_tokens > most_tokens // 2:
-        raise ConfigError(
-            f"encoder {name}: overlap_tokens must be at most half of a window's {most_tokens} tokens, "
-            f"got {overlap_tokens}"
-        )
 
 
 def _windows(
