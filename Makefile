@@ -1,6 +1,7 @@
 # One file to set up, try, check and test. Needs Python 3.11, pip and git; everything else goes into .venv.
 #   make demo     install, then the whole road on real data (needs no network after the installation)
 #   make test     install, then format, lint, types and tests
+#   make quick    the same without the tests that take more than about 20 seconds
 # On a machine with a GPU:  UV_TORCH_BACKEND=auto make install   (and =cpu where no CPU wheel of torch is at hand)
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ LOCK := platform/requirements.lock
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: install demo test check format lock clean
+.PHONY: install demo test quick check format lock clean
 
 install: .venv/installed
 
@@ -26,6 +27,9 @@ demo: install
 
 test: check
 	$(BIN)/python -m pytest -m "not chaos" -n 2 --dist loadfile $(ARGS)
+
+quick: check
+	$(BIN)/python -m pytest -m "not chaos and not slow" -n 2 --dist loadfile $(ARGS)
 
 check: install
 	$(BIN)/ruff format --check platform jobs tests

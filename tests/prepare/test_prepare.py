@@ -398,6 +398,7 @@ def test_a_full_disk_leaves_no_dataset(tmp_path: Path, monkeypatch: pytest.Monke
     assert not (tmp_path / "root" / MANIFEST_KEY).exists()
 
 
+@pytest.mark.slow
 def test_ray_makes_the_same_dataset(tmp_path: Path, ray_local: None) -> None:
     config = _config(tmp_path)
     here, on_ray = _prepare(config, tmp_path / "here"), prepare(config, str(tmp_path / "ray"))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ BASE = TrainConfig(model=ModelConfig(modalities=("rna", "protein")), epochs=8)
 QUIET = TrackingConfig(enabled=False)
 
 
+@pytest.mark.slow
 def test_a_sweep_finds_tracks_and_writes_down(ray_local: None, shared: SharedData, tmp_path: Path) -> None:
     seen: list[TrialRow] = []
     config = SweepConfig(trials=8, keys=KEYS, seed=1, grace_epochs=2)
@@ -55,6 +58,7 @@ def test_a_sweep_finds_tracks_and_writes_down(ray_local: None, shared: SharedDat
     assert len(more.trials) == 9
 
 
+@pytest.mark.slow
 def test_a_study_of_a_bucket_is_kept_locally_and_put_there_at_the_end(
     ray_local: None, shared: SharedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,6 +75,7 @@ def test_a_study_of_a_bucket_is_kept_locally_and_put_there_at_the_end(
     assert found[0].trials == found[1].trials
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_every_trial_fails_says_why(
     ray_local: None, shared: SharedData, tmp_path: Path
 ) -> None:
@@ -104,6 +109,7 @@ def check_tracked(tracking: TrackingConfig, rows: list[TrialRow]) -> None:
         assert [item.path for item in client.list_artifacts(child.info.run_id)] == ["config.yaml"]
 
 
+@pytest.mark.slow
 def test_a_failing_trial_is_reported_and_does_not_end_the_sweep(
     ray_local: None, shared: SharedData, tmp_path: Path
 ) -> None:
@@ -201,8 +207,12 @@ def wait_for_trials(database: Path, driver: subprocess.Popen[bytes], *, finished
 
 
 def completed(database: Path) -> dict[int, Any]:
+    """Optuna opens a study only once the driver has made it: to open one makes its tables, too."""
     try:
-        study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{database}")
-    except Exception:  # the driver is still making the tables
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+            if not connection.execute("SELECT 1 FROM studies").fetchall():
+                return {}
+    except sqlite3.OperationalError:
         return {}
+    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{database}")
     return {t.number: ("complete", t.value, t.params) for t in study.trials if t.state.name == "COMPLETE"}
