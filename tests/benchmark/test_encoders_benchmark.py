@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import EsmModel
 
-from isoformer.benchmark import encoders
+from isoformer.benchmark import encoders, rounds
 from isoformer.benchmark.encoders import benchmark_encoders
 from isoformer.benchmark.rounds import Benchmark, interleaved, median_ratio
 from isoformer.benchmark.sequences import spread_over_lengths
@@ -213,3 +213,9 @@ def test_the_verb_prints_one_json_object(short_sample: None, capsys: pytest.Capt
     printed = json.loads(capsys.readouterr().out)
     assert (printed["what"], printed["rounds"]) == ("encoders", 1)
     assert printed["ratios"].keys() >= LIBRARY
+
+
+def test_no_round_is_begun_that_would_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "MOST_SECONDS", 0.0)
+    raw = rounds.interleaved({"a": lambda: None}, 5, finish=lambda: None)
+    assert len(raw["a"]) == 1

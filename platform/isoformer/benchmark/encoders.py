@@ -148,7 +148,7 @@ def _measured(subject: Subject, rounds: int, seconds: float, threads: int, folde
             "threads": threads,
             "seconds": seconds,
         },
-        rounds=rounds,
+        rounds=len(raw["packed"]),
         raw=raw,
         ratios={name: round(value, 4) for name, value in ratios.items()},
         notes={

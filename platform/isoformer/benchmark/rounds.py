@@ -12,9 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from statistics import median
-from typing import Any
+from typing import Any, Final
 
 from isoformer.embeddings.profile import hardware
+
+
+MOST_SECONDS: Final = 400.0
+"""Of all rounds together: with what is done before them, a benchmark ends within ten minutes."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,16 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds of each contestant, round by round, in turning order. The caller has warmed them up.
 
-    `finish` waits for what a device has still to do, which belongs to the time.
+    `finish` waits for what a device has still to do, which belongs to the time. No round is begun that would
+    end after `MOST_SECONDS`, so there may be fewer than asked for, but one at least.
     """
     finish()
+    begun = time.perf_counter()
     raw: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds):
+        spent = time.perf_counter() - begun
+        if number and spent * (number + 1) / number > MOST_SECONDS:
+            break
         names = list(contestants)
         for name in names if number % 2 == 0 else reversed(names):
             started = time.perf_counter()
