@@ -16,7 +16,6 @@ from typing import Any, Final
 
 from isoformer.embeddings.profile import hardware
 
-
 MOST_SECONDS: Final = 400.0
 """Of all rounds together: with what is done before them, a benchmark ends within ten minutes."""
 
