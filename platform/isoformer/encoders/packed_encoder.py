@@ -6,6 +6,7 @@ and what `attention.py` falls back to elsewhere. Used by the families of ESM-lik
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, cast
 
 import numpy as np
@@ -22,10 +23,10 @@ from isoformer.encoders.packed_transformer import (
     load_transformer,
     random_transformer,
 )
-from isoformer.encoders.registry import EncoderChoice
+from isoformer.encoders.registry import EncoderChoice, weights_digest
 from isoformer.encoders.spec import Encoded, EncoderSpec, Packed
 from isoformer.encoders.transformer_config import TransformerConfig
-from isoformer.encoders.weights_files import folder_digest, weights_folder
+from isoformer.encoders.weights_files import weights_folder
 from isoformer.encoders.windows import Windows
 from isoformer.errors import EncoderError
 
@@ -109,17 +110,18 @@ def load_packed_encoder(
     *,
     special_ids: frozenset[int],
     device: str,
+    published: Callable[[], PackedTransformer] | None = None,
 ) -> PackedEncoder:
-    """The encoder that a choice names: the folder's weights, or random ones of its architecture."""
-    if choice.random_seed is None:
-        model = load_transformer(config, weights_folder(choice))
-    else:
+    """The encoder that a choice names: published weights (null: the folder's), or random ones."""
+    if choice.random_seed is not None:
         model = random_transformer(config, choice.random_seed)
+    else:
+        model = published() if published else load_transformer(config, weights_folder(choice))
     return PackedEncoder(
         choice,
         spec,
         model,
         special_ids=special_ids,
-        weights_digest=folder_digest(choice),
+        weights_digest=weights_digest(choice),
         device=device,
     )

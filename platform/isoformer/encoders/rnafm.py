@@ -16,6 +16,7 @@ The model knows more ambiguous letters than N; here they are all N, as for every
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -70,32 +71,29 @@ def load_tokenizer(choice: EncoderChoice) -> RnaFmTokenizer:
 
 
 def load_encoder(choice: EncoderChoice, device: str) -> Encoder:
-    from isoformer.encoders.packed_encoder import PackedEncoder
-    from isoformer.encoders.packed_transformer import random_transformer
+    from isoformer.encoders.packed_encoder import load_packed_encoder
     from isoformer.encoders.rnafm_weights import load_rnafm
 
     config = _sizes(choice)
-    if choice.random_seed is not None:
-        model = random_transformer(config, choice.random_seed)
-    else:
-        is_file = _is_authors_file(choice)
-        path = (
-            weights_file(choice, suffix=_AUTHORS_SUFFIX, fetch=_FETCH) if is_file else weights_folder(choice)
-        )
-        model = load_rnafm(config, path)
-    return PackedEncoder(
+    return load_packed_encoder(
         choice,
         get_spec(choice),
-        model,
+        config,
         special_ids=SPECIAL_IDS,
-        weights_digest=weights_digest(choice),
         device=device,
+        published=lambda: load_rnafm(config, _weights_path(choice)),
     )
+
+
+def _weights_path(choice: EncoderChoice) -> Path:
+    if _is_authors_file(choice):
+        return weights_file(choice, suffix=_AUTHORS_SUFFIX, fetch=_FETCH)
+    return weights_folder(choice)
 
 
 def weights_digest(choice: EncoderChoice) -> str:
     if choice.random_seed is None and _is_authors_file(choice):
-        return choice_digest(choice, weights_file(choice, suffix=_AUTHORS_SUFFIX, fetch=_FETCH))
+        return choice_digest(choice, _weights_path(choice))
     return folder_digest(choice)
 
 
