@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from isoformer import __version__
+from isoformer.benchmark.commands import benchmark
 from isoformer.console import Output
 from isoformer.errors import IsoformerError
 
@@ -235,21 +236,7 @@ def weights(
         run_weights_pull(settings, out, name, revision=revision, folder=Path(folder) if folder else None)
 
 
-@commands.command()
-@click.argument("what", type=click.Choice(["encoders"]))
-@click.option("--encoder", help="A published ESM-2 size; its weights are random.  [default: esm2-35m]")
-@click.option("--rounds", default=4, show_default=True, type=click.IntRange(1), help="Interleaved rounds.")
-@click.option("--seconds", default=4.0, show_default=True, help="About how long one pass takes.")
-@click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Of every contestant.")
-@click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]))
-@click.option("--precision", default="f32", show_default=True, type=click.Choice(["f32", "bf16", "f16"]))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
-def benchmark(what: str, as_json: bool, **options: Any) -> None:
-    """Measure against named alternatives, all run here: every figure is a ratio within one run."""
-    from isoformer.stages import run_benchmark
-
-    given = {name: value for name, value in options.items() if value is not None}
-    run_benchmark(Output(as_json), what, **given)
+commands.add_command(benchmark)
 
 
 def _users_error(error: BaseException) -> IsoformerError | None:

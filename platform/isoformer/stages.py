@@ -375,17 +375,6 @@ def run_weights_import(out: Output, checkpoint: Path, output: Path, reference: P
     out.result({**made, "compared": compared})
 
 
-def run_benchmark(out: Output, what: str, **options: Any) -> None:
-    """Run a benchmark and show its ratios; `--json` has every timing."""
-    from isoformer.benchmark.encoders import benchmark_encoders
-
-    out.note("every contestant in turn, some minutes; keep the machine quiet meanwhile")
-    result = {"encoders": benchmark_encoders}[what](**options)
-    shown = [("ran on", f"{result.hardware['device']}, {result.hardware['threads']} thread(s)")]
-    out.facts(f"Benchmark: {what}", [*shown, *result.settings.items(), *result.ratios.items()])
-    out.result(result.to_json())
-
-
 def _numbered(problems: list[str]) -> list[tuple[str, object]]:
     return [(f"problem {number}", problem) for number, problem in enumerate(problems, 1)]
 
