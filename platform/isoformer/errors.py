@@ -6,7 +6,8 @@
     ├── StorageError          a storage root that cannot be read or written
     │   └── FingerprintError  an existing dataset that was made from something else
     ├── EncoderError          weights or sequences that an encoder cannot take
-    └── ClusterError          Ray, or a worker, that cannot be had
+    ├── ClusterError          Ray, or a worker, that cannot be had
+    └── BudgetError           a run that would take longer than it may
 
 The command line prints these without a traceback and exits with status 2; anything else is a bug.
 """
@@ -39,6 +40,10 @@ class EncoderError(IsoformerError):
 
 class ClusterError(IsoformerError):
     """A Ray cluster or worker that cannot be reached or does not do its part."""
+
+
+class BudgetError(IsoformerError):
+    """A run that would take longer than it may, or whose time cannot be told."""
 
 
 class InputError(IsoformerError):

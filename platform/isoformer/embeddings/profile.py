@@ -1,118 +1,164 @@
 """How fast an encoder has been seen to run, so that a plan can say how long it will take; unknown is said
 as unknown.
 
-    <root>/profile.json    {"schema_version", "startup_seconds", "encoders": {"<encoder>|<device>": {…}}}
+    <root>/profile.json    {"schema_version", "layout", "startup_seconds", "costs": {"<pass>|<device>": {…}}}
 
-Every embedding run writes what it measured; `calibrate` measures an encoder for a few seconds
-beforehand. An entry holds for one encoder, kind of device and thread count, and names the hardware it
-was measured on.
+`isoformer benchmark profile` times an encoder on the hardware that will run it and fits an `EncoderCost`;
+every embedding run then sets that right by what it saw itself (`updated`). An entry holds for one encoder
+pass, kind of device and thread count, and names the hardware it was measured on.
 """
 
 from __future__ import annotations
 
 import json
 import platform as host
-import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Final
 
-from isoformer.embeddings.config import EmbedConfig, EncoderGroup
-from isoformer.embeddings.encode import encode_shard
-from isoformer.embeddings.shard_sequences import TokenizedShard
-from isoformer.encoders.registry import load_encoder
-from isoformer.encoders.spec import Encoder
+import numpy as np
+from numpy.typing import NDArray
+
+from isoformer.embeddings.workload import Workload
 from isoformer.schema import SCHEMA_VERSION
 from isoformer.storage import Storage
 
+# N timings, C columns of the model
+
 PROFILE_KEY: Final = "profile.json"
-_LEAST_TOKENS: Final = 1000
-"""A rate from fewer tokens than this says nothing."""
-_CALIBRATION_SECONDS: Final = 2.0
+LEAST_TOKENS: Final = 1000
+"""A speed from fewer tokens than this says nothing."""
+_LAYOUT: Final = 2
+_CORRECTION: Final = (0.2, 5.0)
+"""A run that was further from the model than this met something that the next one will not."""
+_COLUMNS: Final = ("token", "shard", "token_pair", "sequence", "byte")
+"""What costs time, in the order in which it is believed where the timings cannot tell two of them apart."""
 
 
 @dataclass(frozen=True)
-class EncoderRate:
-    """Tokens encoded, reduced and written in a second by one actor, and on what that was measured."""
+class EncoderCost:
+    """Seconds of one encoder pass on one kind of device, with so many threads an actor.
 
-    tokens_per_second: float
-    tokens: int
+    Linear in what a shard holds: encoding, reducing and writing it. `tokens`: measured over so many.
+    `observed_over_modelled`: the last real run's seconds over this model's (contention, storage).
+    `token_budget`: what was left of it after memory ran out on this hardware.
+    """
+
+    load_seconds: float
+    seconds_per_shard: float
+    seconds_per_sequence: float
+    seconds_per_token: float
+    seconds_per_token_pair: float
     hardware: str
+    tokens: int
+    observed_over_modelled: float = 1.0
+    token_budget: int | None = None
+    seconds_per_byte: float = 0.0
+
+    def seconds(self, work: Workload) -> float:
+        """Of one shard, on one actor that has the encoder loaded."""
+        return self.observed_over_modelled * (
+            self.seconds_per_shard
+            + self.seconds_per_sequence * work.sequences
+            + self.seconds_per_token * work.tokens
+            + self.seconds_per_token_pair * work.token_pairs
+            + self.seconds_per_byte * work.output_bytes
+        )
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Measured rates by encoder, device and threads; seconds from a run's start to its first token."""
+    """Measured costs by encoder, device and threads; seconds from a run's start to its first pack."""
 
-    encoders: Mapping[str, EncoderRate] = field(default_factory=dict)
+    costs: Mapping[str, EncoderCost] = field(default_factory=dict)
     startup_seconds: float | None = None
 
-    def rate(self, encoder: str, device: str, threads: int) -> EncoderRate | None:
-        """What is known of an encoder on this kind of device, with this many threads an actor."""
-        return self.encoders.get(_rate_key(encoder, device, threads))
+    def cost(self, encoder: str, device: str, threads: int) -> EncoderCost | None:
+        """What is known of an encoder pass on this kind of device, with this many threads an actor."""
+        return self.costs.get(_key(encoder, device, threads))
 
-    def with_rate(self, encoder: str, device: str, threads: int, rate: EncoderRate) -> Profile:
-        """A copy that knows one more rate; one from too few tokens does not replace what is known."""
-        key = _rate_key(encoder, device, threads)
-        if rate.tokens < _LEAST_TOKENS and key in self.encoders:
-            return self
-        return replace(self, encoders={**self.encoders, key: rate})
+    def with_cost(self, encoder: str, device: str, threads: int, cost: EncoderCost) -> Profile:
+        """A copy that knows one more cost, or knows it better."""
+        return replace(self, costs={**self.costs, _key(encoder, device, threads): cost})
 
 
 def read_profile(storage: Storage) -> Profile:
-    """What earlier runs on this root measured; empty where there was none."""
+    """What was measured for this root; empty where nothing was, or in an older layout."""
     if not storage.exists(PROFILE_KEY):
         return Profile()
     data = json.loads(storage.read_bytes(PROFILE_KEY))
-    if data.get("schema_version") != SCHEMA_VERSION:
+    if (data.get("schema_version"), data.get("layout")) != (SCHEMA_VERSION, _LAYOUT):
         return Profile()
-    return Profile(
-        {key: EncoderRate(**rate) for key, rate in data["encoders"].items()}, data["startup_seconds"]
-    )
+    return Profile({key: EncoderCost(**cost) for key, cost in data["costs"].items()}, data["startup_seconds"])
 
 
 def write_profile(storage: Storage, profile: Profile) -> None:
-    data = {"schema_version": SCHEMA_VERSION, **asdict(profile)}
+    data = {"schema_version": SCHEMA_VERSION, "layout": _LAYOUT, **asdict(profile)}
     storage.write_bytes(PROFILE_KEY, json.dumps(data, indent=1, sort_keys=True).encode())
 
 
-def calibrate(config: EmbedConfig, group: EncoderGroup, sample: TokenizedShard, threads: int) -> EncoderRate:
-    """Load an encoder here and run it over evenly spread parts of a shard for about two seconds."""
-    import torch
+def fit(timings: Sequence[tuple[Workload, float]], *, load_seconds: float, hardware: str) -> EncoderCost:
+    """The non-negative cost that comes nearest to what shards took, (workload, seconds) each.
 
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        encoder = load_encoder(group.choice, config.device)
-        tokens, seconds = _timed(encoder, sample, config, list(group.keys))
-    finally:
-        torch.set_num_threads(threads_before)
-    return EncoderRate(tokens / seconds, tokens, hardware(config.device))
+    Least squares of relative errors. What the timings cannot tell apart (all sequences of one length, fewer
+    than two timings to a coefficient) is put down to tokens first. ValueError where there are no tokens.
+    """
+    from scipy.optimize import nnls
 
-
-def _timed(
-    encoder: Encoder, sample: TokenizedShard, config: EmbedConfig, resolutions: list[str]
-) -> tuple[int, float]:
-    budget = config.budget()
-    longest = int(sample.lengths().argmax())
-    encode_shard(
-        encoder, sample.part([longest]), resolutions, config.dtype, budget
-    )  # warm up on the worst case
-    stride = max(1, len(sample.digests) // 32)
-    tokens, started = 0, time.perf_counter()
-    for start in range(stride):
-        part = sample.part(range(start, len(sample.digests), stride))
-        encode_shard(encoder, part, resolutions, config.dtype, budget)
-        tokens += int(part.lengths().sum())
-        if time.perf_counter() - started > _CALIBRATION_SECONDS:
-            break
-    return tokens, time.perf_counter() - started
+    used = [(work, seconds) for work, seconds in timings if work.tokens]
+    if not used:
+        raise ValueError("fit needs timings of at least one token")
+    seconds_N = np.array([seconds for _, seconds in used])
+    columns_NC = np.array([_columns(work) for work, _ in used]) / seconds_N[:, None]
+    scales_C = np.linalg.norm(columns_NC, axis=0)
+    chosen = _told_apart(columns_NC / np.where(scales_C > 0, scales_C, 1.0), most=max(1, len(used) // 2))
+    coefficients_C = np.zeros(len(_COLUMNS))
+    scaled_NC = columns_NC[:, chosen] / scales_C[chosen]
+    coefficients_C[chosen] = nnls(scaled_NC, np.ones(len(used)))[0] / scales_C[chosen]
+    by_column = dict(zip(_COLUMNS, coefficients_C.tolist(), strict=True))
+    return EncoderCost(
+        load_seconds=load_seconds,
+        seconds_per_shard=by_column["shard"],
+        seconds_per_sequence=by_column["sequence"],
+        seconds_per_token=by_column["token"],
+        seconds_per_token_pair=by_column["token_pair"],
+        hardware=hardware,
+        tokens=sum(work.tokens for work, _ in used),
+        seconds_per_byte=by_column["byte"],
+    )
 
 
-def _rate_key(encoder: str, device: str, threads: int) -> str:
-    return f"{encoder}|{device}-{threads}" if device == "cpu" else f"{encoder}|{device}"
+def updated(
+    profile: Profile,
+    encoder: str,
+    device: str,
+    threads: int,
+    timings: Sequence[tuple[Workload, float]],
+    *,
+    hardware: str,
+    load_seconds: float = 0.0,
+    token_budget: int | None = None,
+) -> Profile:
+    """A profile that has learned from a run: what each shard held and how long its actor took over it.
+
+    A cost that was measured on this hardware is corrected by one factor; any other is made from the timings.
+    A run of fewer than `LEAST_TOKENS` teaches nothing. `token_budget`: given where memory ran out.
+    """
+    if sum(work.tokens for work, _ in timings) < LEAST_TOKENS:
+        return profile
+    known = profile.cost(encoder, device, threads)
+    if known is None or known.hardware != hardware:
+        cost = fit(timings, load_seconds=load_seconds, hardware=hardware)
+    else:
+        uncorrected = replace(known, observed_over_modelled=1.0)
+        modelled = sum(uncorrected.seconds(work) for work, _ in timings)
+        ratio = sum(seconds for _, seconds in timings) / modelled if modelled else 1.0
+        cost = replace(known, observed_over_modelled=float(np.clip(ratio, *_CORRECTION)))
+    if token_budget is not None:
+        cost = replace(cost, token_budget=token_budget)
+    return profile.with_cost(encoder, device, threads, cost)
 
 
 @cache
@@ -126,3 +172,28 @@ def hardware(device: str) -> str:
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{names[0]} x{len(names)}" if names else host.processor() or host.machine()
+
+
+def _key(encoder: str, device: str, threads: int) -> str:
+    return f"{encoder}|{device}-{threads}" if device == "cpu" else f"{encoder}|{device}"
+
+
+def _columns(work: Workload) -> tuple[float, ...]:
+    """How often each of `_COLUMNS` is paid."""
+    sequences, tokens, token_pairs, output_bytes = astuple(work)
+    return tokens, 1, token_pairs, sequences, output_bytes
+
+
+def _told_apart(unit_NC: NDArray[np.float64], *, most: int, least_part: float = 0.02) -> list[int]:
+    """The columns that are not all but a mixture of those before them: a part of each is its own."""
+    chosen: list[int] = []
+    basis: list[NDArray[np.float64]] = []
+    for index in range(unit_NC.shape[1]):
+        rest_N = unit_NC[:, index].copy()
+        for direction_N in basis:
+            rest_N -= (rest_N @ direction_N) * direction_N
+        part = float(np.linalg.norm(rest_N))
+        if part > least_part and len(chosen) < most:
+            chosen.append(index)
+            basis.append(rest_N / part)
+    return chosen
