@@ -10,12 +10,14 @@ import platform as host
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from isoformer.embeddings.profile import hardware
 
+T = TypeVar("T")
 MOST_SECONDS: Final = 400.0
 """Of all rounds together: with what is done before them, a benchmark ends within ten minutes."""
 
@@ -42,23 +44,39 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds of each contestant, round by round, in turning order. The caller has warmed them up.
 
-    `finish` waits for what a device has still to do, which belongs to the time. No round is begun that would
-    end after `MOST_SECONDS`, so there may be fewer than asked for, but one at least.
+    `finish` waits for what a device has still to do, which belongs to the time. Rounds are those of
+    `in_turns`.
     """
+
+    def timed(run: Callable[[], object]) -> float:
+        started = time.perf_counter()
+        run()
+        finish()
+        return time.perf_counter() - started
+
     finish()
+    return in_turns({name: partial(timed, run) for name, run in contestants.items()}, rounds)
+
+
+def in_turns(
+    contestants: Mapping[str, Callable[[], T]], rounds: int, *, most_seconds: float | None = None
+) -> dict[str, list[T]]:
+    """What each contestant returned, round by round, in turning order.
+
+    No round is begun that would end after `most_seconds` (null: `MOST_SECONDS`), so there may be fewer than
+    asked for, but one at least.
+    """
     begun = time.perf_counter()
-    raw: dict[str, list[float]] = {name: [] for name in contestants}
+    most_seconds = MOST_SECONDS if most_seconds is None else most_seconds
+    results: dict[str, list[T]] = {name: [] for name in contestants}
     for number in range(rounds):
         spent = time.perf_counter() - begun
-        if number and spent * (number + 1) / number > MOST_SECONDS:
+        if number and spent * (number + 1) / number > most_seconds:
             break
         names = list(contestants)
         for name in names if number % 2 == 0 else reversed(names):
-            started = time.perf_counter()
-            contestants[name]()
-            finish()
-            raw[name].append(time.perf_counter() - started)
-    return raw
+            results[name].append(contestants[name]())
+    return results
 
 
 def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
