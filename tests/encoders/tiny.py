@@ -1,4 +1,4 @@
-"""Small random encoders written to a folder in the published layout."""
+"""Small encoders written to a folder in the published layout."""
 
 from __future__ import annotations
 
@@ -41,4 +41,16 @@ def write_folder(folder: Path, config: dict[str, Any], state: dict[str, Any]) ->
     save_file(
         {name: tensor.contiguous().clone() for name, tensor in state.items()}, folder / "model.safetensors"
     )
+    return folder
+
+
+def write_library_folder(folder: Path) -> Path:
+    """ESM-2 as transformers reads it, for random weights; no file of it was written by a library."""
+    letters = "LAGVSERTIDPKQNFYMHWCXBUZO"
+    vocabulary = ["<cls>", "<pad>", "<eos>", "<unk>", *letters, ".", "-", "<null_1>", "<mask>"]
+    settings = {"tokenizer_class": "EsmTokenizer", "model_max_length": 256}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(ESM2_CONFIG), encoding="utf-8")
+    (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return folder

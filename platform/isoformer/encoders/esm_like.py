@@ -94,6 +94,8 @@ def spec_of(
     tokens = most_tokens(choice, config)
     policy = long_policy(choice, modality)
     require_overlap(choice, tokens, policy)
+    states = states_of(choice, config.num_hidden_layers)
+    share_of_layers = states[-1] / config.num_hidden_layers
     return EncoderSpec(
         name=choice.name,
         family=family,
@@ -107,7 +109,7 @@ def spec_of(
         identity={
             **identity,
             "architecture": config.model_dump(),
-            "hidden_states": states_of(choice, config.num_hidden_layers),
+            "hidden_states": states,
             "long_sequences": policy,
             "overlap_tokens": choice.overlap_tokens if policy == "windows" else None,
             "precision": choice.precision,
@@ -118,10 +120,12 @@ def spec_of(
         else None,
         reads_windows=policy == "windows",
         layers=config.num_hidden_layers,
+        hidden_states=tuple(states),
         has_cls=True,
         hub=entry.hub if entry else "",
         revision=revision,
-        flops_per_token=config.flops_per_token,
+        flops_per_token=share_of_layers * config.flops_per_token,
+        flops_per_token_pair=share_of_layers * config.flops_per_token_pair,
     )
 
 

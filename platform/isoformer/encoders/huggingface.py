@@ -65,7 +65,7 @@ def get_spec(choice: EncoderChoice) -> EncoderSpec:
     source, revision = origin(_in_folder(choice))
     tokenizer = load_tokenizer(choice)
     width, layers = _size(config, _WIDTH, folder), _size(config, _LAYERS, folder)
-    _require_layers(choice, layers)
+    states = _states(choice, layers)
     before, after = tokenizer.vocabulary.before, tokenizer.vocabulary.after
     reach = int((tokenizer.max_tokens - len(before) - len(after)) * tokenizer.letters_per_token)
     return EncoderSpec(
@@ -91,9 +91,11 @@ def get_spec(choice: EncoderChoice) -> EncoderSpec:
         parameter_count=_parameter_count(config, width, layers),
         window_bases=(reach // 2, reach - reach // 2) if tokenizer.modality == "dna" else None,
         layers=layers,
+        hidden_states=states,
         has_cls=bool(before),
         hub=_repository(choice),
         revision=revision,
+        flops_per_token_pair=4.0 * layers * width,
     )
 
 
@@ -197,13 +199,15 @@ def _size(config: Mapping[str, Any], names: tuple[str, ...], folder: Path) -> in
     raise EncoderError(f"{folder / 'config.json'}: none of the fields {', '.join(names)}")
 
 
-def _require_layers(choice: EncoderChoice, layers: int) -> None:
+def _states(choice: EncoderChoice, layers: int) -> tuple[int, ...]:
+    """The hidden states whose mean is asked for. ConfigError where there is no such state."""
     last = choice.layer if choice.layer >= 0 else layers + 1 + choice.layer
     if not (0 <= last <= layers and choice.average_layers <= last + 1):
         raise ConfigError(
             f"encoder {choice.name}: layer {choice.layer} with average_layers {choice.average_layers} is not "
             f"there; it has {layers + 1} hidden states: 0 (the embedding's output) to {layers}"
         )
+    return tuple(range(last + 1 - choice.average_layers, last + 1))
 
 
 def _parameter_count(config: Mapping[str, Any], width: int, layers: int) -> int:

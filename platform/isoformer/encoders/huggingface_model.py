@@ -9,7 +9,7 @@ Shapes: B sequences, L tokens of one, P positions of all, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
@@ -47,27 +47,35 @@ class LibraryEncoder:
         self.spec = spec
         self.weights_digest = weights_digest
         self.model = model.to(device=device, dtype=_DTYPES[choice.precision]).eval().requires_grad_(False)
-        self._last, self._average = choice.layer % (spec.layers + 1), choice.average_layers
         self._before, self._after = ends
         self._device = device
 
     def encode(self, packed: Packed) -> Encoded:
+        (encoded,) = self.encode_each(packed, [self.spec.hidden_states])
+        return encoded
+
+    def encode_each(self, packed: Packed, states: Sequence[Sequence[int]]) -> list[Encoded]:
+        """One forward pass; for each entry, a `spec.hidden_states`, what that choice's encoder would give."""
         self._require_known(packed)
         lengths = np.diff(packed.offsets)
-        states: list[Tensor] = [torch.empty(0)] * len(lengths)
+        found: list[list[Tensor]] = [[torch.empty(0)] * len(lengths) for _ in states]
         for members in _runs_of_equal_length(lengths):
             ids_BL = np.stack([packed.token_ids[packed.offsets[i] : packed.offsets[i + 1]] for i in members])
-            for member, states_LD in zip(members, self._states(ids_BL), strict=True):
-                states[member] = states_LD
-        own = [states_LD[self._before : len(states_LD) - self._after] for states_LD in states]
-        offsets = np.concatenate([[0], np.cumsum([len(states_LD) for states_LD in own])]).astype(np.int64)
-        cls_BD = torch.stack([states_LD[0] for states_LD in states]) if self.spec.has_cls else None
+            for place, mean_BLD in enumerate(self._means(ids_BL, states)):
+                for member, mean_LD in zip(members, mean_BLD, strict=True):
+                    found[place][member] = mean_LD
+        return [self._without_ends(means) for means in found]
+
+    def _without_ends(self, means: list[Tensor]) -> Encoded:
+        own = [mean_LD[self._before : len(mean_LD) - self._after] for mean_LD in means]
+        offsets = np.concatenate([[0], np.cumsum([len(mean_LD) for mean_LD in own])]).astype(np.int64)
+        cls_BD = torch.stack([mean_LD[0] for mean_LD in means]) if self.spec.has_cls else None
         return Encoded(torch.cat(own), offsets, cls_BD)
 
-    def _states(self, ids_BL: NDArray[np.int32]) -> Tensor:
-        """(B, L, D) in float32: the asked layer, or the mean of the last of them."""
+    def _means(self, ids_BL: NDArray[np.int32], states: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        """(B, L, D) in float32 for each choice of states: the one state, or the mean of several."""
         input_ids = torch.from_numpy(ids_BL.astype(np.int64)).to(self._device)
-        wants_last = self._last == self.spec.layers and self._average == 1
+        wants_last = all(tuple(asked) == (self.spec.layers,) for asked in states)
         with torch.no_grad():
             output = self.model(
                 input_ids=input_ids,
@@ -75,11 +83,11 @@ class LibraryEncoder:
                 output_hidden_states=not wants_last,
                 return_dict=True,
             )
-        if wants_last:
-            return output.last_hidden_state.float()
-        layers = [*output.hidden_states[:-1], output.last_hidden_state]
-        asked = layers[self._last + 1 - self._average : self._last + 1]
-        return torch.stack([states_BLD.float() for states_BLD in asked]).mean(dim=0)
+        below = [] if wants_last else output.hidden_states[:-1]
+        hidden = {**dict(enumerate(below)), self.spec.layers: output.last_hidden_state}
+        for asked in states:
+            chosen = [hidden[state].float() for state in asked]
+            yield chosen[0] if len(chosen) == 1 else torch.stack(chosen).mean(dim=0)
 
     def _require_known(self, packed: Packed) -> None:
         size = self.model.get_input_embeddings().num_embeddings  # type: ignore[operator]

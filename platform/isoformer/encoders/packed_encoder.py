@@ -6,7 +6,7 @@ and what `attention.py` falls back to elsewhere. Used by the families of ESM-lik
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, cast
 
 import numpy as np
@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from isoformer.encoders import prepacked
-from isoformer.encoders.attention import route_for
-from isoformer.encoders.esm_like import states_of
+from isoformer.encoders.attention import padded, route_for
 from isoformer.encoders.packed_transformer import (
     PackedTransformer,
     TransformerLayer,
@@ -24,7 +23,7 @@ from isoformer.encoders.packed_transformer import (
     random_transformer,
 )
 from isoformer.encoders.registry import EncoderChoice, weights_digest
-from isoformer.encoders.spec import Encoded, EncoderSpec, Packed
+from isoformer.encoders.spec import Encoded, EncoderSpec, Packed, padding_to_longest
 from isoformer.encoders.transformer_config import TransformerConfig
 from isoformer.encoders.weights_files import weights_folder
 from isoformer.encoders.windows import Windows
@@ -51,37 +50,51 @@ class PackedEncoder:
         self.spec = spec
         self.weights_digest = weights_digest
         self.model, self.route = for_inference(model, device, DTYPES[choice.precision])
-        self._states = states_of(choice, model.config.num_hidden_layers)
         self._special_ids = np.array(sorted(special_ids), dtype=np.int32)
         self._overlap_tokens = choice.overlap_tokens
         self._device = device
 
     def encode(self, packed: Packed) -> Encoded:
+        (encoded,) = self.encode_each(packed, [self.spec.hidden_states])
+        return encoded
+
+    def encode_each(self, packed: Packed, states: Sequence[Sequence[int]]) -> list[Encoded]:
+        """One forward pass; for each entry, a `spec.hidden_states`, what that choice's encoder would give."""
         self._require_known_tokens(packed)
         is_special_T = np.isin(packed.token_ids, self._special_ids)
-        hidden_TD = self._hidden(packed, is_special_T).float()
-        kept_before = np.concatenate([[0], np.cumsum(~is_special_T)])
-        return Encoded(
-            hidden_TD[torch.from_numpy(np.flatnonzero(~is_special_T)).to(self._device)],
-            kept_before[packed.offsets].astype(np.int64),
-            hidden_TD[torch.from_numpy(packed.offsets[:-1]).to(self._device)] if self.spec.has_cls else None,
-        )
+        kept_P = torch.from_numpy(np.flatnonzero(~is_special_T)).to(self._device)
+        first_B = torch.from_numpy(packed.offsets[:-1]).to(self._device)
+        offsets = np.concatenate([[0], np.cumsum(~is_special_T)])[packed.offsets].astype(np.int64)
+        windows = self._windows(packed, is_special_T)
+        encoded: dict[int, Encoded] = {}
+        for place, mean_TD in self._means(windows.packed if windows else packed, states):
+            hidden_TD = windows.joined(mean_TD.float()) if windows else mean_TD.float()
+            cls_BD = hidden_TD[first_B] if self.spec.has_cls else None
+            encoded[place] = Encoded(hidden_TD[kept_P], offsets, cls_BD)
+        return [encoded[place] for place in range(len(states))]
 
-    def _hidden(self, packed: Packed, is_special_T: NDArray[np.bool_]) -> Tensor:
+    def padding_tokens(self, packed: Packed) -> int:
+        """Of the padded route alone; where sequences are read in windows, of the windows."""
+        if self.model.attend is not padded:
+            return 0
+        windows = self._windows(packed, np.isin(packed.token_ids, self._special_ids))
+        return padding_to_longest((windows.packed if windows else packed).offsets)
+
+    def _windows(self, packed: Packed, is_special_T: NDArray[np.bool_]) -> Windows | None:
+        """None where every sequence is within the limit."""
         if int(np.diff(packed.offsets).max()) <= self.spec.max_tokens:
-            return self._forward(packed)
-        windows = Windows.of(
+            return None
+        return Windows.of(
             packed,
             most_tokens=self.spec.max_tokens,
             overlap_tokens=self._overlap_tokens,
             is_special_T=is_special_T,
         )
-        return windows.joined(self._forward(windows.packed).float())
 
-    def _forward(self, packed: Packed) -> Tensor:
+    @torch.inference_mode()
+    def _means(self, packed: Packed, states: Sequence[Sequence[int]]) -> Iterator[tuple[int, Tensor]]:
         token_ids_T = torch.from_numpy(packed.token_ids.astype(np.int64)).to(self._device)
-        with torch.inference_mode():
-            return self.model(token_ids_T, packed.offsets.tolist(), self._states)
+        yield from self.model.means(token_ids_T, packed.offsets.tolist(), states)
 
     def _require_known_tokens(self, packed: Packed) -> None:
         vocabulary = self.model.config.vocab_size

@@ -10,7 +10,7 @@ pre-training job.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -78,17 +78,33 @@ class PackedTransformer(nn.Module):
         States are numbered as the library's `output_hidden_states`: 0 is the embedding's output, the last one
         comes after the final norm. No layer above the highest is run.
         """
+        ((_, mean_TD),) = self.means(token_ids_T, offsets, [states])
+        return mean_TD
+
+    def means(
+        self, token_ids_T: Tensor, offsets: list[int], choices: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """What `forward` gives for each of several choices of states, from one pass.
+
+        Yields (place in `choices`, mean), each as soon as its highest layer has been run; until then a choice
+        of several states costs one running sum, and a choice of one state nothing.
+        """
         layers = cast(nn.Sequential, self.encoder["layer"])
-        wanted = sorted(range(len(layers) + 1)[state] for state in states)
+        wanted = [sorted(range(len(layers) + 1)[state] for state in states) for states in choices]
         positions_T = _positions(offsets)
         hidden_TD = self._embedded(token_ids_T, offsets, positions_T)
         pack = Pack(offsets, self._rotary(positions_T, hidden_TD), self.attend)
-        total_TD = torch.zeros_like(hidden_TD) if len(wanted) > 1 else None
-        for index in range(wanted[-1] + 1):
+        sums: dict[int, Tensor] = {}
+        for index in range(max(states[-1] for states in wanted) + 1):
             hidden_TD = layers[index - 1](hidden_TD, pack) if index else hidden_TD
-            if total_TD is not None and index in wanted:
-                total_TD = total_TD + self._normed_if_last(hidden_TD, index)
-        return self._normed_if_last(hidden_TD, wanted[-1]) if total_TD is None else total_TD / len(wanted)
+            takers = [place for place, states in enumerate(wanted) if index in states]
+            state_TD = self._normed_if_last(hidden_TD, index) if takers else hidden_TD
+            for place in takers:
+                states = wanted[place]
+                if len(states) > 1:
+                    sums[place] = sums.get(place, 0.0) + state_TD
+                if index == states[-1]:
+                    yield place, sums.pop(place) / len(states) if len(states) > 1 else state_TD
 
     def _normed_if_last(self, hidden_TD: Tensor, index: int) -> Tensor:
         is_last = index == self.config.num_hidden_layers

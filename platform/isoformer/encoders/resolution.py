@@ -32,9 +32,14 @@ def reduce(encoded: Encoded, resolution: str) -> list[NDArray[np.float32]]:
     `bins:N`: as torch's adaptive_avg_pool1d; a sequence with fewer positions than N keeps its own positions.
     Raises ConfigError for an unknown resolution, EncoderError for values that are not finite or all zero.
     """
-    most = max_positions(resolution)
-    reduced = [_reduced(states_LD, resolution, most) for states_LD in _states(encoded, resolution)]
+    reduced = reduce_each(encoded, resolution)
     return [_checked(_as_array(values_LD), index) for index, values_LD in enumerate(reduced)]
+
+
+def reduce_each(encoded: Encoded, resolution: str) -> list[Tensor]:
+    """As `reduce`, left on the device and unchecked: one (positions, width) float32 tensor a sequence."""
+    most = max_positions(resolution)
+    return [_reduced(states_LD, resolution, most) for states_LD in _states(encoded, resolution)]
 
 
 def max_positions(resolution: str) -> int | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,20 +47,25 @@ class EncoderSpec:
     reads_windows: bool = False
     """Sequences over `max_tokens` are read whole, in windows of that many."""
     layers: int = 0
+    hidden_states: tuple[int, ...] = ()
+    """The hidden states whose mean is the output: 0 the embedding's, `layers` the last. Empty: no choice."""
     has_cls: bool = False
     hub: str = ""
     revision: str | None = None
     """The published repository; the commit of the weights, where a manifest or the catalogue names it."""
     parity: float = 1e-5
     """Stated tolerance, relative, of every float32 value against an independent implementation."""
-    flops_per_token: float = 0.0
+    flops_per_token: float | None = None
+    """Of the layers that are run; null: 2 per parameter. Fixed windows: attention's share included."""
+    flops_per_token_pair: float = 0.0
+    """Attention's share, for each token that a token attends to; 0 for fixed windows."""
 
-    def flops(self, tokens: int) -> float:
-        """Floating-point operations to encode `tokens` tokens; where a family states none, 2 per parameter.
-
-        Attention's quadratic part is in it for fixed windows and left out where lengths vary.
+    def flops(self, tokens: int, token_pairs: int = 0) -> float:
+        """Floating-point operations to encode `tokens` tokens, the sum of whose squared lengths is
+        `token_pairs` (in windows: length times a window's tokens).
         """
-        return (self.flops_per_token or 2.0 * self.parameter_count) * tokens
+        each = 2.0 * self.parameter_count if self.flops_per_token is None else self.flops_per_token
+        return each * tokens + self.flops_per_token_pair * token_pairs
 
 
 @dataclass(frozen=True)
@@ -106,13 +111,35 @@ class Tokenizer(Protocol):
 class Encoder(Protocol):
     """Weights on a device.
 
-    A sequence's states are the same alone, in a crowd, in any order, at any budget.
+    A sequence's states are the same alone, in a crowd, in any order, at any budget. An encoder that pads says
+    by how much in a method of its own, which `padding_tokens` calls.
     """
 
     spec: EncoderSpec
     weights_digest: str
 
     def encode(self, packed: Packed) -> Encoded: ...
+
+
+@runtime_checkable
+class LayeredEncoder(Encoder, Protocol):
+    """An encoder whose hidden states can be chosen: several choices share one forward pass."""
+
+    def encode_each(self, packed: Packed, states: Sequence[Sequence[int]]) -> list[Encoded]:
+        """For each entry, a `spec.hidden_states`, what `encode` gives where that choice was loaded."""
+        ...
+
+
+def padding_tokens(encoder: Encoder, packed: Packed) -> int:
+    """Tokens of padding that the encoder's route adds to this pack; 0 where it has no such method."""
+    counted = getattr(encoder, "padding_tokens", None)
+    return int(counted(packed)) if counted else 0
+
+
+def padding_to_longest(offsets: NDArray[np.int64]) -> int:
+    """How many tokens are missing where every sequence is to be as long as the longest."""
+    lengths = np.diff(offsets)
+    return int(lengths.max() * len(lengths) - lengths.sum())
 
 
 def pack(sequences: Sequence[Tokenized]) -> Packed:

@@ -65,9 +65,14 @@ class TransformerConfig(FrozenConfig):
         """2 for each weight of the layers; attention's share, which grows with length, is left out."""
         return 2.0 * self.num_hidden_layers * self._layer_parameters
 
+    @property
+    def flops_per_token_pair(self) -> float:
+        """Of all layers: a score and a weighted sum, 2 products of `hidden_size` values, a pair."""
+        return 4.0 * self.num_hidden_layers * self.hidden_size
+
     def attention_flops(self, length_tokens: int) -> float:
-        """Of all layers for one sequence: scores and weighted sums, 2 products of length x length x width."""
-        return 4.0 * self.num_hidden_layers * self.hidden_size * length_tokens**2
+        """Of all layers for one sequence."""
+        return self.flops_per_token_pair * length_tokens**2
 
     @property
     def _layer_parameters(self) -> int:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from isoformer.encoders.letters import CROP_POLICY, LongPolicy, clean_sequence, crop_only
 from isoformer.encoders.registry import EncoderChoice
-from isoformer.encoders.spec import Encoded, EncoderSpec, Packed, Tokenized
+from isoformer.encoders.spec import Encoded, EncoderSpec, Packed, Tokenized, padding_to_longest
 from isoformer.encoders.weights_files import (
     check_names_and_shapes,
     choice_digest,
@@ -120,6 +120,10 @@ class UniRepEncoder:
             {name: tensor.to(device) for name, tensor in _normalised(arrays, layer).items()}
             for layer in range(LAYERS)
         ]
+
+    def padding_tokens(self, packed: Packed) -> int:
+        """Of the products that are no part of the recurrence."""
+        return padding_to_longest(packed.offsets)
 
     def encode(self, packed: Packed) -> Encoded:
         import torch
