@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from isoformer.encoders.registry import EncoderChoice, get_spec, load_encoder, load_tokenizer, weights_digest
 from isoformer.encoders.resolution import reduce
-from isoformer.encoders.spec import Encoder, EncoderSpec, Tokenized, Tokenizer, pack
+from isoformer.encoders.spec import Encoder, EncoderSpec, LayeredEncoder, Tokenized, Tokenizer, pack
 from isoformer.errors import EncoderError
 
 LETTERS = {"dna": "ACGT", "rna": "ACGU", "protein": "ACDEFGHIKLMNPQRSTVWY"}
@@ -127,6 +127,7 @@ class EncoderContract:
         assert encoder.spec == spec
         assert encoder.weights_digest == weights_digest(choice)
         assert spec.identity["code"] >= 1
+        assert isinstance(encoder, LayeredEncoder) == bool(spec.hidden_states)
 
 
 def embed(encoder: Encoder, tokens: list[Tokenized]) -> list[NDArray[np.float32]]:

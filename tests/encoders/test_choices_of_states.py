@@ -157,7 +157,7 @@ def test_one_pass_and_no_layer_above_the_highest(tmp_path: Path, prepack: bool) 
 def test_a_library_model_runs_once_for_sequences_of_one_length(tmp_path: Path) -> None:
     choice = hf(tmp_path)
     encoder, runs = layered(choice), Counter[str]()
-    encoder.model.register_forward_hook(lambda *_: runs.update(["model"]))  # type: ignore[attr-defined]
+    encoder.model.register_forward_hook(lambda *_: runs.update(["model"]))
     encoder.encode_each(packed_for(choice), [(3,), (1, 2), (0,)])
     assert runs["model"] == len(set(LENGTHS))
 

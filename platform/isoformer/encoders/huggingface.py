@@ -8,6 +8,7 @@ modality is the user's to say. Honest limits:
 - sequences of equal length share a batch and nothing is padded, so that a vector never feels its neighbours:
   exact, but slower than the packed families;
 - long sequences are cropped, not cut into windows;
+- all of the model's layers are run, whichever of its states is asked for;
 - parity with the library is by construction: it is the library's own forward pass.
 """
 
