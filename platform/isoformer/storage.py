@@ -4,7 +4,7 @@
 everything else rests on: **an object appears whole or not at all**. Locally a hidden temporary file is
 flushed and renamed; on S3 the object is put in one request that carries a checksum. `if_absent=True`
 publishes only where nothing is there yet (a hard link locally, `If-None-Match: *` on S3): of several
-writers exactly one wins.
+writers exactly one wins, and each is told truly whether it won, though an answer was lost on the way.
 
 Credentials come from where boto3 finds them (environment, profile, instance role), never from the URI; the
 endpoint from AWS_ENDPOINT_URL. A storage may be pickled to a worker: URI and endpoint travel, not
@@ -16,15 +16,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from isoformer.errors import StorageError
+from isoformer.s3_requests import RangeReader, body_chunks, retried, s3_client, status_of, whole_body
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,6 +35,9 @@ TEMPORARY_PREFIX: Final = ".writing-"
 _COPY_BYTES: Final = 8 << 20
 _S3_PUT_LIMIT_BYTES: Final = 5 << 30
 """S3 takes at most 5 GiB in one request, and one request is what makes a put atomic and checked."""
+_WRITE: Final = "isoformer-write"
+
+T = TypeVar("T")
 
 
 class Storage(Protocol):
@@ -183,7 +188,11 @@ class LocalStorage:
 
 
 class S3Storage:
-    """A prefix of a bucket, on AWS or any server that speaks S3 with conditional puts."""
+    """A prefix of a bucket, on AWS or any server that speaks S3 with conditional puts.
+
+    Every request is tried again as `s3_requests.retried` says. An upload is one request and a download is
+    checked for length and checksum, so an attempt that broke off leaves nothing.
+    """
 
     def __init__(self, bucket: str, prefix: str, endpoint: str | None) -> None:
         self.bucket, self.prefix, self.endpoint = bucket, prefix, endpoint
@@ -200,14 +209,14 @@ class S3Storage:
         return hash((self.uri, self.endpoint))
 
     def read_bytes(self, key: str) -> bytes:
-        with self._explained(key, "cannot be read"):
-            return self._s3().get_object(Bucket=self.bucket, Key=self._key(key))["Body"].read()
+        return self._retried(key, "cannot be read", lambda: whole_body(self._get(key)))
 
     def write_bytes(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
-        return self._put(key, data, if_absent)
+        return self._put(key, io.BytesIO(data), if_absent)
 
     def put_file(self, local_path: Path, key: str, *, if_absent: bool = False) -> bool:
-        size = local_path.stat().st_size
+        with explain_local(local_path, "cannot be read"):
+            size = local_path.stat().st_size
         if size > _S3_PUT_LIMIT_BYTES:
             raise StorageError(
                 f"{self.uri}/{key}: {size} bytes is over S3's 5 GiB for one put; use more shards"
@@ -216,112 +225,127 @@ class S3Storage:
             return self._put(key, body, if_absent)
 
     def download(self, key: str, local_path: Path) -> Path:
-        with self._explained(key, "cannot be read"):
-            body = self._s3().get_object(Bucket=self.bucket, Key=self._key(key))["Body"]
+        def copy() -> None:
+            chunks = body_chunks(self._get(key), _COPY_BYTES)
             with explain_local(local_path):
-                _publish(local_path, lambda out: _write_chunks(out, body.iter_chunks(_COPY_BYTES)), False)
+                _publish(local_path, lambda out: _write_chunks(out, chunks), False)
+
+        self._retried(key, "cannot be read", copy)
         return local_path
 
     def open_input(self, key: str) -> pa.NativeFile:
-        from pyarrow import fs
+        """Each read is one request for its range, of the object as it was when opened."""
+        import pyarrow as pa
 
-        self.size_bytes(key)  # explains a missing object or a refusal better than the file system does
-        credentials = self._session().get_credentials().get_frozen_credentials()
-        system = fs.S3FileSystem(
-            access_key=credentials.access_key,
-            secret_key=credentials.secret_key,
-            session_token=credentials.token,
-            region=self._session().region_name or "us-east-1",
-            endpoint_override=self.endpoint,
-            connect_timeout=10,
-        )
-        with self._explained(key, "cannot be read"):
-            return system.open_input_file(f"{self.bucket}/{self._key(key)}")
+        head = self._head(key)
+
+        def read_range(start: int, end: int) -> bytes:
+            wanted = {"Range": f"bytes={start}-{end - 1}", "IfMatch": head["ETag"]}
+            return self._retried(key, "cannot be read", lambda: whole_body(self._get(key, **wanted)))
+
+        return pa.PythonFile(RangeReader(int(head["ContentLength"]), read_range), mode="r")
 
     def list(self, prefix: str = "") -> list[str]:
         cut = len(self.prefix) + 1 if self.prefix else 0
-        with self._explained(prefix, "cannot be listed"):
-            pages = self._s3().get_paginator("list_objects_v2")
-            start = f"{self.prefix}/{prefix}" if self.prefix else prefix
-            found = pages.paginate(Bucket=self.bucket, Prefix=start)
-            return sorted(item["Key"][cut:] for page in found for item in page.get("Contents", []))
+        return sorted(item["Key"][cut:] for page in self._pages(prefix) for item in page.get("Contents", []))
 
     def exists(self, key: str) -> bool:
         from botocore.exceptions import ClientError
 
-        with self._explained(key, "cannot be read"):
+        def is_there() -> bool:
             try:
                 self._s3().head_object(Bucket=self.bucket, Key=self._key(key))
             except ClientError as error:
-                if _status(error) != 404:
+                if status_of(error) != 404:
                     raise
-                self._s3().head_bucket(
-                    Bucket=self.bucket
-                )  # a bucket that is missing must not look like an empty one
+                # a bucket that is missing must not look like an empty one
+                self._s3().head_bucket(Bucket=self.bucket)
                 return False
-        return True
+            return True
+
+        return self._retried(key, "cannot be read", is_there)
 
     def size_bytes(self, key: str) -> int:
-        with self._explained(key, "cannot be read"):
-            return int(self._s3().head_object(Bucket=self.bucket, Key=self._key(key))["ContentLength"])
+        return int(self._head(key)["ContentLength"])
 
     def stamp(self, key: str) -> str:
-        with self._explained(key, "cannot be read"):
-            return str(self._s3().head_object(Bucket=self.bucket, Key=self._key(key))["ETag"])
+        return str(self._head(key)["ETag"])
 
     def delete(self, key: str) -> None:
-        with self._explained(key, "cannot be deleted"):
+        def remove() -> None:
             self._s3().delete_object(Bucket=self.bucket, Key=self._key(key))
 
-    def _put(self, key: str, body: bytes | BinaryIO, if_absent: bool) -> bool:
+        self._retried(key, "cannot be deleted", remove)
+
+    def _put(self, key: str, body: BinaryIO, if_absent: bool) -> bool:
+        """A conditional put carries a name of its own: the key may be taken by an earlier attempt of ours.
+
+        That is so where the put was done and its answer was lost.
+        """
         from botocore.exceptions import ClientError
 
-        condition = {"IfNoneMatch": "*"} if if_absent else {}
-        with self._explained(key, "cannot be written"):
+        mine = uuid.uuid4().hex
+        condition: dict[str, Any] = {"IfNoneMatch": "*", "Metadata": {_WRITE: mine}} if if_absent else {}
+
+        def put() -> bool:
+            body.seek(0)
             try:
                 self._s3().put_object(
                     Bucket=self.bucket, Key=self._key(key), Body=body, ChecksumAlgorithm="CRC32", **condition
                 )
             except ClientError as error:
-                if if_absent and _status(error) in (
-                    409,
-                    412,
-                ):  # taken, or being taken by another writer just now
-                    return False
+                if if_absent and status_of(error) == 412:
+                    return self._written_by(key) == mine
                 raise
-        return True
+            return True
+
+        return self._retried(key, "cannot be written", put)
+
+    def _written_by(self, key: str) -> str | None:
+        """Which conditional put made an object; None where it was put otherwise, or is gone again."""
+        from botocore.exceptions import ClientError
+
+        try:
+            head = self._s3().head_object(Bucket=self.bucket, Key=self._key(key))
+        except ClientError as error:
+            if status_of(error) != 404:
+                raise
+            return None
+        return head.get("Metadata", {}).get(_WRITE)
+
+    def _get(self, key: str, **condition: str) -> Any:
+        return self._s3().get_object(Bucket=self.bucket, Key=self._key(key), **condition)
+
+    def _head(self, key: str) -> Any:
+        return self._retried(
+            key, "cannot be read", lambda: self._s3().head_object(Bucket=self.bucket, Key=self._key(key))
+        )
+
+    def _pages(self, prefix: str) -> Iterator[Any]:
+        start = f"{self.prefix}/{prefix}" if self.prefix else prefix
+        following: dict[str, str] = {}
+
+        def page() -> Any:
+            return self._s3().list_objects_v2(Bucket=self.bucket, Prefix=start, **following)
+
+        while True:
+            answer = self._retried(prefix, "cannot be listed", page)
+            yield answer
+            if not answer.get("IsTruncated"):
+                return
+            following["ContinuationToken"] = answer["NextContinuationToken"]
 
     def _key(self, key: str) -> str:
         return f"{self.prefix}/{_checked_key(key)}" if self.prefix else _checked_key(key)
 
-    def _session(self) -> Any:
-        import boto3
-
-        return boto3.session.Session()
-
     def _s3(self) -> Any:
         if self._client is None:
-            from botocore.config import Config
-
-            retries: dict[str, Any] = {"mode": "standard"}  # backs off with jitter
-            if "AWS_MAX_ATTEMPTS" not in os.environ:
-                retries["total_max_attempts"] = 6
-            config = Config(retries=retries, connect_timeout=10, read_timeout=120)
-            region = self._session().region_name or "us-east-1"
-            self._client = self._session().client(
-                "s3", endpoint_url=self.endpoint, region_name=region, config=config
-            )
+            self._client = s3_client(self.endpoint)
         return self._client
 
-    @contextmanager
-    def _explained(self, key: str, what: str) -> Iterator[None]:
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        try:
-            yield
-        except (BotoCoreError, ClientError, OSError, ValueError) as error:
-            where = f"{self.uri}/{key}".rstrip("/")
-            raise StorageError(f"{where}: {what}: {_s3_reason(error, self.bucket, self.endpoint)}") from None
+    def _retried(self, key: str, what: str, call: Callable[[], T]) -> T:
+        where = f"{self.uri}/{key}".rstrip("/")
+        return retried(call, f"{where}: {what}", self.bucket, self.endpoint)
 
 
 def _checked_key(key: str) -> str:
@@ -330,7 +354,7 @@ def _checked_key(key: str) -> str:
     return key
 
 
-def _publish(target: Path, fill: Any, if_absent: bool) -> bool:
+def _publish(target: Path, fill: Callable[[BinaryIO], None], if_absent: bool) -> bool:
     """Write a hidden file beside `target`, flush it to disk, then give it its name."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if if_absent and target.exists():
@@ -351,7 +375,7 @@ def _name(temporary: Path, target: Path, if_absent: bool) -> bool:
         try:
             os.link(temporary, target)
         except FileExistsError:
-            return False
+            return temporary.stat().st_nlink > 1  # over NFS the answer to a link of our own may be lost
     else:
         os.replace(temporary, target)
     folder = os.open(target.parent, os.O_RDONLY)
@@ -404,41 +428,3 @@ def _local_reason(error: OSError) -> str:
         errno.EISDIR: "this is a folder, not a file",
     }
     return reasons.get(error.errno or 0, error.strerror or type(error).__name__)
-
-
-def _status(error: Any) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def _s3_reason(error: Exception, bucket: str, endpoint: str | None) -> str:
-    """Why, and what to do, from the kind of failure only: server texts can hold keys."""
-    from botocore import exceptions as s3
-
-    where = f"the S3 endpoint {_without_user(endpoint)}" if endpoint else "AWS S3"
-    if isinstance(error, s3.NoCredentialsError | s3.PartialCredentialsError):
-        return "no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-    if isinstance(error, s3.EndpointConnectionError | s3.ConnectionClosedError | s3.HTTPClientError):
-        return f"{where} cannot be reached; check AWS_ENDPOINT_URL, the network and that the server runs"
-    if isinstance(error, s3.ClientError):
-        return _refusal(str(error.response.get("Error", {}).get("Code", "")), _status(error), bucket, where)
-    if isinstance(error, ValueError):
-        return f"the settings for {where} are not valid; check AWS_ENDPOINT_URL and AWS_REGION"
-    return f"{type(error).__name__} from {where}"
-
-
-def _refusal(code: str, status: int, bucket: str, where: str) -> str:
-    if code == "NoSuchBucket":
-        return f"{where} has no bucket {bucket!r}; create it, or correct the name"
-    if code in ("NoSuchKey", "404") or status == 404:
-        return f"there is no such object, or no bucket {bucket!r}, at {where}"
-    if status in (401, 403) or code in ("ExpiredToken", "InvalidToken"):
-        return (
-            f"{where} refused the credentials ({code or status}); check AWS_ACCESS_KEY_ID and "
-            f"AWS_SECRET_ACCESS_KEY or AWS_PROFILE, and that they may read and write bucket {bucket!r}"
-        )
-    return f"{where} answered {status} {code}"
-
-
-def _without_user(endpoint: str) -> str:
-    parts = urlsplit(endpoint)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
