@@ -81,6 +81,30 @@ def store(as_json: bool, **options: Any) -> None:
     _run(Output(as_json), benchmark_store, options)
 
 
+@benchmark.command()
+@click.option("--config", type=click.Path(dir_okay=False), help="YAML file with a section a verb.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, e.g. embed.actors=2.")
+@click.option("--again", is_flag=True, help="Measure also what the root's profile knows.")
+@click.option(
+    "--seconds", default=0.6, show_default=True, type=click.FloatRange(0, min_open=True), help="Of a timing."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def profile(
+    config: str | None, overrides: tuple[str, ...], again: bool, seconds: float, as_json: bool
+) -> None:
+    """What each configured encoder costs on this hardware, for `plan`; kept in the root's profile.json."""
+    from isoformer.benchmark.profile import benchmark_profile, show_profile
+    from isoformer.ray_session import ray_session
+    from isoformer.settings import load_settings
+
+    settings, out = load_settings(config, overrides), Output(as_json)
+    with ray_session(settings.ray):
+        measured = benchmark_profile(
+            settings.embed, settings.root, again=again, seconds=seconds, progress=out.note
+        )
+    show_profile(measured, out)
+
+
 def _run(out: Output, function: Callable[..., Benchmark], options: dict[str, Any]) -> None:
     out.note("every contestant in turn, some minutes; keep the machine quiet meanwhile")
     result = function(**options)
