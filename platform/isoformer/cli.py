@@ -113,7 +113,7 @@ def plan(settings: Settings, out: Output, calibrate: bool) -> None:
     from isoformer.embeddings.plan import plan as run
     from isoformer.stages import show_plan
 
-    planned = run(settings.embed, settings.root, calibrate_unknown=calibrate)
+    planned = run(settings.embed, settings.root)
     show_plan(planned, out)
     out.result(planned.summary())
 

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from isoformer.ablation import AblationConfig
 from isoformer.config import FrozenConfig, build, load_yaml, with_overrides
-from isoformer.embeddings.config import EmbedConfig, encoder_groups
+from isoformer.embeddings.config import EmbedConfig, encoder_passes
 from isoformer.errors import ConfigError
 from isoformer.planning import PrepareConfig
 from isoformer.ray_session import RayConfig
@@ -53,9 +53,9 @@ class Settings(FrozenConfig):
         Encoders with random weights are never trained on unasked: they are listed with `random` alone.
         """
         keys: dict[Modality, list[str]] = {}
-        for group in encoder_groups(self.embed, self.root):
-            if (group.spec.trained == "random") == random:
-                keys.setdefault(group.spec.modality, []).extend(group.keys.values())
+        for encoder_pass in encoder_passes(self.embed, self.root):
+            if (encoder_pass.spec.trained == "random") == random:
+                keys.setdefault(encoder_pass.spec.modality, []).extend(encoder_pass.keys)
         return {modality: tuple(listed) for modality, listed in keys.items()}
 
     def first_keys(self, *, random: bool = False) -> dict[Modality, str]:

@@ -72,7 +72,9 @@ def show_plan(planned: Plan, out: Output) -> None:
             for encoder in planned.encoders
         ],
     )
-    out.say(f"  expected: {_seconds(planned.expected_seconds)}, start-up {_seconds(planned.startup_seconds)}")
+    out.say(
+        f"  expected: {_seconds(planned.forecast.seconds)}, start-up {_seconds(planned.forecast.startup_seconds)}"
+    )
 
 
 def run_embed(settings: Settings, out: Output) -> EmbedReport:

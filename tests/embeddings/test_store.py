@@ -17,19 +17,37 @@ from isoformer.embeddings.shard_file import ShardHeader
 from isoformer.embeddings.store import (
     EmbeddingDataset,
     EmbeddingsManifest,
+    ShardEntry,
+    ShardWriter,
     read_footer,
+    stored_rows,
     verify_content,
     write_manifest,
-    write_shard,
 )
 from isoformer.errors import FingerprintError, StorageError
 from isoformer.storage import Storage, open_storage
 
 HEADER = ShardHeader(
     key="fake.none.tokens.f16.00000000", modality="protein", width=4, dtype="f16", resolution="tokens",
-    shard=0, transcripts_digest="t0", sequences_digest="s0",
+    shard=0, sequences_digest="0123456789abcdef",
 )  # fmt: skip
-PATH = f"embeddings/protein/{HEADER.key}/shard-00000.parquet"
+PATH = f"embeddings/protein/{HEADER.key}/shard-00000.0123456789ab.parquet"
+
+
+def write_shard(
+    storage: Storage,
+    header: ShardHeader,
+    rows: dict[str, NDArray[Any]],
+    quarantined: dict[str, str] | None = None,
+    counts: dict[str, int] | None = None,
+) -> ShardEntry:
+    writer = ShardWriter(storage, header)
+    try:
+        for digest, values_LD in rows.items():
+            writer.add(digest, values_LD)
+        return writer.publish(quarantined or {}, counts or {})
+    finally:
+        writer.close()
 
 
 def rows(count: int = 5, seed: int = 0) -> dict[str, NDArray[Any]]:
@@ -63,8 +81,19 @@ class StoreContract:
 
     def test_another_source_is_named_on_both_sides(self, storage: Storage) -> None:
         write_shard(storage, HEADER, rows())
-        with pytest.raises(FingerprintError, match=r"transcripts_digest 't0' \(wanted 't1'\).*nothing"):
-            write_shard(storage, dataclasses.replace(HEADER, transcripts_digest="t1"), rows())
+        other = dataclasses.replace(HEADER, sequences_digest=f"{HEADER.sequences_digest[:12]}0000")
+        with pytest.raises(
+            FingerprintError, match=r"'0123456789abcdef' \(wanted '0123456789ab0000'\).*nothing"
+        ):
+            write_shard(storage, other, rows())
+
+    def test_rows_are_found_by_digest(self, storage: Storage) -> None:
+        write_shard(storage, HEADER, rows(20))
+        with stored_rows(storage, PATH) as stored:
+            assert stored.digests() == list(rows(20))
+            for digest in reversed(stored.digests()):
+                np.testing.assert_array_equal(stored[digest], rows(20)[digest])
+            assert "f" * 32 not in stored
 
     def test_an_empty_shard_is_a_shard(self, storage: Storage) -> None:
         assert write_shard(storage, HEADER, {}, {"bad": "no_valid_letter"})["sequences"] == 0
@@ -83,11 +112,22 @@ class TestS3Store(StoreContract):
         return open_storage(s3_root)
 
 
-def test_same_rows_same_bytes_whatever_their_order(tmp_path: Path) -> None:
+def test_same_rows_same_bytes(tmp_path: Path) -> None:
     a, b = open_storage(tmp_path / "a"), open_storage(tmp_path / "b")
     write_shard(a, HEADER, rows())
-    write_shard(b, HEADER, dict(reversed(rows().items())))
+    write_shard(b, HEADER, rows())
     assert a.read_bytes(PATH) == b.read_bytes(PATH)
+
+
+def test_an_unfinished_shard_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    writer = ShardWriter(open_storage(tmp_path / "root"), HEADER)
+    writer.add("d", np.ones((1, 4), np.float16))
+    assert list((tmp_path / "scratch").iterdir())
+    writer.close()
+    assert not list((tmp_path / "scratch").iterdir())
+    assert not (tmp_path / "root").exists()
 
 
 def test_many_row_groups(tmp_path: Path) -> None:
@@ -122,7 +162,7 @@ def test_damage_is_found(tmp_path: Path) -> None:
     flipped[len(whole) // 3] ^= 1
     for damaged in (bytes(flipped), whole[: len(whole) // 2], b""):
         storage.write_bytes(PATH, damaged)
-        with pytest.raises(StorageError, match=r"shard-00000\.parquet"):
+        with pytest.raises(StorageError, match=r"shard-00000\.0123456789ab\.parquet"):
             verify_content(storage, PATH)
 
 

@@ -12,16 +12,25 @@ import gzip
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from isoformer.embeddings.key import dataset_prefix
-from isoformer.embeddings.shard_file import ShardFooter
-from isoformer.embeddings.store import EmbeddingsManifest, read_footer, verify_content
+from isoformer.embeddings.shard_sequences import shard_sequences
+from isoformer.embeddings.store import (
+    EmbeddingsManifest,
+    embedding_shard_name,
+    read_footer,
+    sequences_digest,
+    verify_content,
+)
+from isoformer.embeddings.survey import READERS
 from isoformer.encoders.weights_store import file_checks
 from isoformer.errors import StorageError
 from isoformer.manifest import MANIFEST_KEY, Manifest, read_manifest
+from isoformer.schema import MODALITIES, Modality
 from isoformer.sources.reference import reference_key
 from isoformer.storage import LocalStorage, Storage, open_storage
 
@@ -80,8 +89,8 @@ def listing(root: str) -> list[Listed]:
 def verify(root: str, *, progress: Callable[[str], None] | None = None) -> VerifyReport:
     """Hash every shard, the reference and all weights again; hold them against manifests and footers."""
     storage = open_storage(root)
-    objects, size, problems = 0, 0, []
-    for key, check in _checks(storage):
+    objects, size, problems = 0, 0, dict[str, str]()
+    for key, check in _checks(storage, problems):
         if progress is not None:
             progress(key)
         objects += 1
@@ -89,8 +98,8 @@ def verify(root: str, *, progress: Callable[[str], None] | None = None) -> Verif
             check()
             size += storage.size_bytes(key)
         except StorageError as error:
-            problems.append(str(error))
-    return VerifyReport(storage.uri, objects, size, problems)
+            problems[key] = str(error)
+    return VerifyReport(storage.uri, objects, size, list(problems.values()))
 
 
 def collect_garbage(root: str, *, delete: bool = False) -> list[Garbage]:
@@ -129,8 +138,8 @@ def _embeddings_detail(storage: Storage, manifest_key: str) -> str:
     return f"{sequences} sequences, width {manifest['width']}, {manifest['resolution']}, weights: {trained}"
 
 
-def _checks(storage: Storage) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """(object, what to do with it) for everything that carries a hash."""
+def _checks(storage: Storage, damaged: Container[str]) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """(object, what to do with it) for everything that carries a hash; shards before their manifests."""
     if storage.exists(MANIFEST_KEY):
         manifest = read_manifest(storage)
         for shard in manifest.shards:
@@ -139,9 +148,9 @@ def _checks(storage: Storage) -> Iterator[tuple[str, Callable[[], Any]]]:
         if manifest.reference_digest is not None:
             key = reference_key(manifest.reference_digest)
             yield key, lambda: _verify_reference(storage, str(manifest.reference_digest))
-    for key in storage.list("embeddings/"):
+    for key in sorted(storage.list("embeddings/"), key=lambda key: key.endswith("/manifest.json")):
         if key.endswith("/manifest.json"):
-            yield key, lambda key=key: _verify_manifest(storage, key)  # type: ignore[misc]
+            yield key, lambda key=key: _verify_manifest(storage, key, damaged)  # type: ignore[misc]
         elif key.endswith(".parquet"):
             yield key, lambda key=key: verify_content(storage, key)  # type: ignore[misc]
     yield from file_checks(storage)
@@ -166,11 +175,13 @@ def _verify_reference(storage: Storage, listed: str) -> None:
         raise StorageError(f"{storage.uri}/{key}: holds a genome of digest {digest.hexdigest()}")
 
 
-def _verify_manifest(storage: Storage, key: str) -> None:
-    """Every listed shard is there, with the listed content."""
+def _verify_manifest(storage: Storage, key: str, damaged: Container[str]) -> None:
+    """Every listed shard is there, with the listed content; those known to be damaged are not told twice."""
     manifest: EmbeddingsManifest = json.loads(storage.read_bytes(key))
     prefix = dataset_prefix(manifest["modality"], manifest["key"])
     for entry in manifest["shards"]:
+        if prefix + entry["name"] in damaged:
+            continue
         footer = read_footer(storage, prefix + entry["name"])
         if footer.content_digest != entry["content_digest"]:
             raise StorageError(
@@ -198,14 +209,35 @@ def _unreferenced(storage: Storage) -> Iterator[Garbage]:
     datasets: dict[str, list[str]] = {}
     for key in storage.list("embeddings/"):
         datasets.setdefault(key.rpartition("/")[0], []).append(key)
-    for keys in datasets.values():
-        stale = [key for key in keys if key.endswith(".parquet") and _is_stale(storage, key, manifest)]
-        manifests = [key for key in keys if key.endswith("/manifest.json")] if stale else []
-        for key in (*manifests, *stale):
-            yield Garbage(key, storage.size_bytes(key), "made from transcripts that are no longer here")
+    present = dict.fromkeys(folder.split("/")[1] for folder in datasets)
+    wanted = {modality: _wanted_shards(storage, modality, manifest) for modality in present}
+    for folder, keys in datasets.items():
+        yield from _superseded(storage, folder, keys, manifest, wanted[folder.split("/")[1]])
 
 
-def _is_stale(storage: Storage, key: str, manifest: Manifest) -> bool:
-    footer: ShardFooter = read_footer(storage, key)
-    shard = footer.header.shard
-    return shard >= len(manifest.shards) or footer.header.transcripts_digest != manifest.shards[shard].digest
+def _superseded(
+    storage: Storage, folder: str, keys: list[str], manifest: Manifest, wanted: Container[str]
+) -> Iterator[Garbage]:
+    """Shards of sequences that no transcripts shard has any more, and a manifest that lists one."""
+    stale = [key for key in keys if key.endswith(".parquet") and key.rpartition("/")[2] not in wanted]
+    manifest_key = f"{folder}/manifest.json"
+    reason = "its dataset has newer shards instead"
+    if manifest_key in keys:
+        listed: EmbeddingsManifest = json.loads(storage.read_bytes(manifest_key))
+        if stale and listed["transcripts_fingerprint"] != manifest.fingerprint:
+            reason = "made from transcripts that are no longer here; embed would use its rows once more"
+            yield Garbage(manifest_key, storage.size_bytes(manifest_key), reason)
+    for key in stale:
+        yield Garbage(key, storage.size_bytes(key), reason)
+
+
+def _wanted_shards(storage: Storage, modality: str, manifest: Manifest) -> set[str]:
+    if modality not in MODALITIES:
+        return set()
+    with ThreadPoolExecutor(READERS) as pool:
+        shards = range(len(manifest.shards))
+        held = pool.map(lambda shard: shard_sequences(storage, shard, cast(Modality, modality)), shards)
+        return {
+            embedding_shard_name(shard, sequences_digest(sequences.digests))
+            for shard, sequences in enumerate(held)
+        }

@@ -1,11 +1,12 @@
-"""What embedding asks of the cluster around Ray Data: nodes, room for actors, errors in one line."""
+"""What embedding asks of the cluster besides work: nodes, room for workers, the end of one that hangs."""
 
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 from isoformer.embeddings.config import EmbedConfig
@@ -20,10 +21,8 @@ def require_room(config: EmbedConfig) -> None:
     import ray
 
     cluster = cast(Any, ray).cluster_resources()
-    needed = {
-        "CPU": config.actors * config.cpus_per_actor + 1,
-        "GPU": config.actors * config.gpus_per_actor,
-    }
+    least = config.least_actors or config.actors
+    needed = {"CPU": least * config.cpus_per_actor + 1, "GPU": least * config.gpus_per_actor}
     short = [
         f"{count:g} {name} of {cluster.get(name, 0):g}"
         for name, count in needed.items()
@@ -32,8 +31,8 @@ def require_room(config: EmbedConfig) -> None:
     if not short:
         return
     text = (
-        f"{config.actors} actors and one tokenise task need {' and '.join(short)} in the cluster; "
-        "lower actors, cpus_per_actor or gpus_per_actor"
+        f"{least} actors and one tokenise task need {' and '.join(short)} in the cluster; "
+        "lower actors or least_actors, cpus_per_actor or gpus_per_actor"
     )
     if str(ray.get_runtime_context().gcs_address).startswith("127."):
         raise ClusterError(text)
@@ -52,12 +51,25 @@ def alive_nodes() -> int:
     return sum(node["Alive"] for node in cast(Any, ray).nodes()) if ray.is_initialized() else 1
 
 
-@contextmanager
-def explained() -> Iterator[None]:
-    """What only Ray can say (no room for an actor, a node lost for good, a bug in a worker), in one error."""
-    from ray.exceptions import RayError
+def node_id() -> str:
+    """Ray's name of this node; "" in a process without Ray."""
+    if "ray" not in sys.modules:
+        return ""
+    import ray
 
-    try:
-        yield
-    except RayError as error:
-        raise ClusterError(f"the embedding workers failed: {error}") from error
+    return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""
+
+
+def kill_process(*, node: str, pid: int) -> None:
+    """SIGKILL to a worker of ours on its node: a process that is stopped or hangs answers nothing else."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+    cast(Any, ray.remote(num_cpus=0, scheduling_strategy=strategy)(_kill)).remote(pid)
+
+
+def _kill(pid: int) -> None:
+    command = Path(f"/proc/{pid}/cmdline")
+    if command.exists() and b"EncodeWorker" in command.read_bytes():
+        os.kill(pid, signal.SIGKILL)

@@ -1,68 +1,111 @@
-"""Encode one tokenised shard: pack to a token budget, survive a full device, set poison aside. No Ray here.
+"""Encode the sequences of one tokenised shard: pack to a token budget, survive a full device, set poison
+aside. No Ray, no storage.
 
-In: `TokenizedShard`. Out: for each asked resolution, digest → (positions, width) array in the stored
-type, and the sequences that were quarantined, with the reason. Sequences are packed long first, so the
-device meets its worst case at once; when memory runs out the budget is halved, remembered and reported.
+In: `TokenizedShard`, and what is wanted of the encoder's states. Out: one `EncodedSequence` a sequence,
+pack by pack, most tokens first, so that the device meets its worst case at once and rows can be written
+while the next pack is computed. When memory runs out the budget is halved, remembered and reported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isoformer.embeddings.key import to_dtype
+from isoformer.embeddings.key import NUMPY_DTYPES
 from isoformer.embeddings.shard_sequences import TokenizedShard
 from isoformer.embeddings.token_budget import TokenBudget
-from isoformer.encoders.resolution import reduce
-from isoformer.encoders.spec import Encoded, Encoder, Packed
+from isoformer.embeddings.workload import Workload
+from isoformer.encoders.resolution import reduce_each
+from isoformer.encoders.spec import Encoded, Encoder, LayeredEncoder, Packed, padding_tokens
 from isoformer.errors import EncoderError
 
-# P positions of all sequences of a pack, L positions of one, D width
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# P positions of all sequences of a pack, L positions of one, B sequences of a pack, D width
 
 NOT_FINITE: Final = "not_finite"
 ALL_ZEROS: Final = "all_zeros"
 OUT_OF_RANGE: Final = "out_of_range"
 REFUSED: Final = "refused_by_encoder"
 
-Rows = dict[str, NDArray[Any]]
+
+@dataclass(frozen=True)
+class Output:
+    """One dataset to be made of an encoder's states: the mean of `hidden_states` (empty: the encoder's only
+    output), reduced to `resolution`."""
+
+    key: str
+    hidden_states: tuple[int, ...]
+    resolution: str
 
 
 @dataclass(frozen=True)
-class EncodedShard:
-    """`rows[resolution]`: digest → array. `quarantined`: digest → reason; it is in no `rows`."""
+class EncodedSequence:
+    """`rows`: dataset key → (positions, width) in the stored type; empty where there is a `reason`."""
 
-    rows: dict[str, Rows]
-    quarantined: dict[str, str] = field(default_factory=dict)
-    packs: int = 0
+    digest: str
+    rows: dict[str, NDArray[Any]]
+    reason: str | None = None
 
 
-def encode_shard(
-    encoder: Encoder, shard: TokenizedShard, resolutions: Sequence[str], dtype: str, budget: TokenBudget
-) -> EncodedShard:
-    """Encode every sequence once and reduce it to every resolution.
+@dataclass(frozen=True)
+class PackStats:
+    """What a pack took. `padding`: tokens that the encoder's route added to the real ones."""
 
-    EncoderError where one sequence alone is more than the budget or the device's memory can take.
+    load: Workload
+    padding: int
+    seconds: float
+
+
+def encode_sequences(
+    encoder: Encoder,
+    shard: TokenizedShard,
+    outputs: Sequence[Output],
+    dtype: str,
+    budget: TokenBudget,
+    *,
+    alone: Collection[str] = (),
+    before_pack: Callable[[list[str]], None] | None = None,
+    after_pack: Callable[[PackStats], None] | None = None,
+) -> Iterator[EncodedSequence]:
+    """Every sequence once, most tokens first.
+
+    Digests in `alone` share a pack with no other. `before_pack` is told the digests of a pack before the
+    device gets it, `after_pack` what it took. EncoderError where one sequence alone is more than the budget
+    or the device's memory can take.
     """
     _require_room(encoder, shard, budget)
-    result = EncodedShard({resolution: {} for resolution in resolutions}, dict(shard.quarantined))
-    queue = _long_first(shard)
-    packs = 0
+    queue, lengths = order_of_encoding(shard), shard.lengths()
     while queue:
-        members = _next_pack(queue, shard.lengths(), budget.tokens)
+        members = _next_pack(queue, lengths, budget.tokens, [shard.digests[i] in alone for i in queue])
+        if before_pack is not None:
+            before_pack([shard.digests[i] for i in members])
+        started = time.perf_counter()
         try:
-            for index, encoded in _encode(encoder, shard, members):
-                _keep(result, shard.digests[index], encoded, dtype)
+            encoded = _encode(encoder, shard, members, outputs, dtype)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             _make_room(error, encoder, shard, members, budget)
             continue
-        queue, packs = queue[len(members) :], packs + 1
-    return EncodedShard(result.rows, result.quarantined, packs)
+        if after_pack is not None:
+            seconds = time.perf_counter() - started
+            load = Workload.of(lengths[members], encoder.spec.max_tokens)
+            after_pack(PackStats(load, _padding(encoder, shard, members), seconds))
+        yield from encoded
+        queue = queue[len(members) :]
+
+
+def order_of_encoding(shard: TokenizedShard) -> list[int]:
+    """Places of a shard's sequences: most tokens first, then by digest."""
+    lengths = shard.lengths()
+    return sorted(range(len(shard.digests)), key=lambda index: (-int(lengths[index]), shard.digests[index]))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -87,53 +130,84 @@ def _require_room(encoder: Encoder, shard: TokenizedShard, budget: TokenBudget) 
         )
 
 
-def _long_first(shard: TokenizedShard) -> list[int]:
-    lengths = shard.lengths()
-    return sorted(range(len(shard.digests)), key=lambda index: (-int(lengths[index]), shard.digests[index]))
-
-
-def _next_pack(queue: Sequence[int], lengths: NDArray[np.int64], budget_tokens: int) -> list[int]:
+def _next_pack(
+    queue: Sequence[int], lengths: NDArray[np.int64], budget_tokens: int, is_alone: Sequence[bool]
+) -> list[int]:
     """The longest sequences left, as many as the budget takes; one that is over it goes alone."""
-    cumulative = np.cumsum(lengths[list(queue)])
-    return list(queue[: max(1, int(np.searchsorted(cumulative, budget_tokens, side="right")))])
+    count = int(np.searchsorted(np.cumsum(lengths[list(queue)]), budget_tokens, side="right"))
+    count = max(1, count)
+    if True in is_alone[:count]:
+        count = max(1, is_alone.index(True))
+    return list(queue[:count])
 
 
 def _encode(
-    encoder: Encoder, shard: TokenizedShard, members: Sequence[int]
-) -> Iterator[tuple[int, Encoded | None]]:
-    """(sequence, its states) one by one; None for a sequence that the encoder refuses even alone."""
+    encoder: Encoder, shard: TokenizedShard, members: Sequence[int], outputs: Sequence[Output], dtype: str
+) -> list[EncodedSequence]:
+    """A pack; where the encoder refuses it, its sequences one by one."""
     part = shard.part(members)
+    packed = Packed(part.token_ids, part.offsets)
     try:
-        encoded = encoder.encode(Packed(part.token_ids, part.offsets))
+        return _rows(part.digests, _states(encoder, packed, outputs), outputs, dtype)
     except EncoderError:
         if len(members) == 1:
-            yield members[0], None
-            return
-        for member in members:
-            yield from _encode(encoder, shard, [member])
-        return
-    for place, member in enumerate(members):
-        start, end = int(encoded.offsets[place]), int(encoded.offsets[place + 1])
-        cls_1D = None if encoded.cls_BD is None else encoded.cls_BD[place : place + 1]
-        yield member, Encoded(encoded.hidden_PD[start:end], np.array([0, end - start], np.int64), cls_1D)
+            return [EncodedSequence(part.digests[0], {}, REFUSED)]
+    return [one for member in members for one in _encode(encoder, shard, [member], outputs, dtype)]
 
 
-def _keep(result: EncodedShard, digest: str, encoded: Encoded | None, dtype: str) -> None:
-    reason = REFUSED if encoded is None else _poison(encoded)
-    if encoded is not None and reason is None:
-        rows = {name: to_dtype(reduce(encoded, name)[0], dtype) for name in result.rows}
-        if all(np.isfinite(values_LD).all() for values_LD in rows.values()):
-            for name, values_LD in rows.items():
-                result.rows[name][digest] = values_LD
-            return
-        reason = OUT_OF_RANGE
-    result.quarantined[digest] = str(reason)
+def _states(encoder: Encoder, packed: Packed, outputs: Sequence[Output]) -> dict[tuple[int, ...], Encoded]:
+    """One forward pass, and from it each of the hidden states that an output is made of."""
+    wanted = list(dict.fromkeys(output.hidden_states for output in outputs))
+    if not isinstance(encoder, LayeredEncoder):
+        return {wanted[0]: encoder.encode(packed)}
+    return dict(zip(wanted, encoder.encode_each(packed, wanted), strict=True))
 
 
-def _poison(encoded: Encoded) -> str | None:
-    if not bool(encoded.hidden_PD.isfinite().all()):
-        return NOT_FINITE
-    return None if bool(encoded.hidden_PD.any()) else ALL_ZEROS
+def _rows(
+    digests: Sequence[str], states: dict[tuple[int, ...], Encoded], outputs: Sequence[Output], dtype: str
+) -> list[EncodedSequence]:
+    poison = [_poison(encoded) for encoded in states.values()]
+    reasons = [next((one[i] for one in poison if one[i]), None) for i in range(len(digests))]
+    rows: list[dict[str, NDArray[Any]]] = [{} for _ in digests]
+    for output in outputs:
+        reduced = reduce_each(states[output.hidden_states], output.resolution)
+        for row, values_LD in zip(rows, _on_host(reduced, dtype), strict=True):
+            row[output.key] = values_LD
+    sequences = []
+    for digest, row, reason in zip(digests, rows, reasons, strict=True):
+        if reason is None and not all(np.isfinite(values_LD).all() for values_LD in row.values()):
+            reason = OUT_OF_RANGE
+        sequences.append(EncodedSequence(digest, {} if reason else row, reason))
+    return sequences
+
+
+def _on_host(reduced: list[Tensor], dtype: str) -> list[NDArray[Any]]:
+    """Rounded to the stored type on the device, and copied in one go; too large a value becomes infinite."""
+    import torch
+
+    stored = {"f16": torch.float16, "f32": torch.float32}[dtype]
+    flat_PD = torch.cat(reduced).to(stored).cpu().numpy().astype(NUMPY_DTYPES[dtype], copy=False)
+    return np.split(flat_PD, np.cumsum([len(values_LD) for values_LD in reduced])[:-1])
+
+
+def _poison(encoded: Encoded) -> list[str | None]:
+    """What is wrong with each sequence's states; found on the device, told in one copy."""
+    import torch
+
+    finite_P = encoded.hidden_PD.isfinite().all(dim=1)
+    zero_P = ~encoded.hidden_PD.any(dim=1)
+    before_2P = torch.stack([~finite_P, ~zero_P]).cumsum(dim=1).cpu().numpy()
+    before_2P = np.concatenate([np.zeros((2, 1), np.int64), before_2P], axis=1)
+    not_finite_B, not_zero_B = np.diff(before_2P[:, encoded.offsets], axis=1)
+    return [
+        NOT_FINITE if bad else None if good else ALL_ZEROS
+        for bad, good in zip(not_finite_B, not_zero_B, strict=True)
+    ]
+
+
+def _padding(encoder: Encoder, shard: TokenizedShard, members: Sequence[int]) -> int:
+    part = shard.part(members)
+    return padding_tokens(encoder, Packed(part.token_ids, part.offsets))
 
 
 def _make_room(

@@ -1,35 +1,28 @@
-"""Embed a prepared dataset: Ray Data over its shards, tokenise in tasks, encode and write in a fixed pool
-of actors.
+"""Embed a prepared dataset: plan, hand the shards to a pool of workers, write the manifests, report.
 
 In: a root with transcripts, an `EmbedConfig`, and Ray connected by the caller. Out: embedding datasets
-under the same root, and an `EmbedReport` in which the plan stands beside what happened. Shards run long
-first. May be killed at any instant and called again: what is there stays, what is missing is made, and
-the files are the same bytes.
+under the same root, and an `EmbedReport` in which the plan stands beside what happened. May be killed at
+any instant and called again: what is there stays, what is missing is made, and the files are the same
+bytes.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from isoformer.embeddings.cluster import alive_nodes, explained, require_room
-from isoformer.embeddings.config import EmbedConfig, EncoderGroup, EncoderJob
+from isoformer.embeddings.cluster import alive_nodes
+from isoformer.embeddings.config import EmbedConfig, EmbeddingSpec, EncoderJob, EncoderPass
 from isoformer.embeddings.plan import Plan, plan
-from isoformer.embeddings.profile import EncoderRate, read_profile, write_profile
+from isoformer.embeddings.pool import Pool, PoolStatus
+from isoformer.embeddings.profile import read_profile, updated, write_profile
 from isoformer.embeddings.store import EmbeddingsManifest, ShardEntry, write_manifest
-from isoformer.embeddings.workers import (
-    EncodeActor,
-    ShardSummary,
-    WorkerSettings,
-    summary_of,
-    tokenise_work,
-    work_table,
-)
-from isoformer.errors import ClusterError
-from isoformer.ray_session import quiet_ray_data
+from isoformer.embeddings.workers import ShardSummary, WorkerSettings
+from isoformer.errors import ClusterError, FingerprintError
+from isoformer.manifest import read_manifest
 from isoformer.schema import SCHEMA_VERSION, Modality
 from isoformer.storage import open_storage
 
@@ -38,7 +31,7 @@ __all__ = ["EmbedConfig", "EmbedProgress", "EmbedReport", "EncoderJob", "embed"]
 
 @dataclass(frozen=True)
 class EmbedProgress:
-    """Told after every shard."""
+    """Told after every shard, and every second. `busy`: part of the workers' time with the device at work."""
 
     shards_done: int
     shards: int
@@ -46,14 +39,20 @@ class EmbedProgress:
     tokens: int
     seconds: float
     encoder: str
+    workers: int
+    busy: float | None
+    notes: int
 
 
 @dataclass(frozen=True)
 class EmbedReport:
     """What a run did; `predicted_*` is the plan's word, None where the plan knew no speed.
 
-    `actual_seconds` is the wall time without start-up, and `tokens_per_second` counts real tokens in it.
-    `quarantined` (sequences) and `letters` (cropped, masked) are by reason, over the whole datasets.
+    `startup_seconds`: from the call to the first pack; `actual_seconds`: from there to the last shard.
+    `tokens_per_second` counts real tokens in it. `device_busy`: part of the workers' time, from each one's
+    first pack to the end of its last, that its device was at work. `dedup_ratio`: transcripts with a sequence
+    over distinct sequences. `quarantined` (sequences) and `letters` (cropped, masked) are by reason, over the
+    whole datasets; `failures` by kind.
     """
 
     uri: str
@@ -61,8 +60,11 @@ class EmbedReport:
     shards_written: int
     shards_present: int
     sequences: int
+    reused: int
     duplicates_saved: int
+    dedup_ratio: float
     tokens: int
+    padding_fraction: float
     bytes_written: int
     quarantined: dict[str, int]
     letters: dict[str, int]
@@ -71,8 +73,10 @@ class EmbedReport:
     actual_seconds: float
     predicted_seconds: float | None
     tokens_per_second: float | None
+    device_busy: float | None
     predicted_tokens: int
     predicted_bytes: int
+    failures: dict[str, int]
     notes: list[str]
 
     def to_json(self) -> dict[str, Any]:
@@ -94,79 +98,85 @@ def embed(
     started_at = time.time()
     nodes = alive_nodes()
     planned = planned or plan(config, root, nodes=nodes)
+    pool = Pool(config, planned, _settings(config, planned, nodes))
+    told = _Told(planned, started_at)
     summaries: list[ShardSummary] = []
-    for summary in _run(config, planned, nodes) if planned.work else ():
-        summaries.append(summary)
+    for event in pool.run() if planned.work else ():
+        if isinstance(event, ShardSummary):
+            summaries.append(event)
+        else:
+            told.status = event
         if progress is not None:
-            progress(_progress(planned, summaries, time.time() - started_at))
+            progress(told.progress(summaries))
     datasets = _write_manifests(planned, summaries)
-    report = _report(planned, summaries, datasets, started_at)
+    report = _report(planned, summaries, datasets, started_at, pool)
     _remember(config, planned, summaries, report.startup_seconds, nodes)
     return report
 
 
-def _run(config: EmbedConfig, planned: Plan, nodes: int) -> Iterator[ShardSummary]:
-    """Summaries, as shards are done."""
-    import ray.data
-
-    task: Any = tokenise_work  # Ray Data's types know no keyword arguments
-    choices = [group.choice for group in planned.groups]
-    settings = WorkerSettings(
-        open_storage(planned.uri),
-        choices,
-        config.device,
-        config.dtype,
-        config.budget(),
-        config.threads(nodes),
+def _settings(config: EmbedConfig, planned: Plan, nodes: int) -> WorkerSettings:
+    storage = open_storage(planned.uri)
+    profile = read_profile(storage)
+    costs = [profile.cost(each.name, config.device, config.threads(nodes)) for each in planned.passes]
+    return WorkerSettings(
+        storage=storage,
+        passes=planned.passes,
+        device=config.device,
+        dtype=config.dtype,
+        token_budget=config.budget(),
+        threads=config.threads(nodes),
+        most_quarantined=config.most_quarantined,
+        known_budgets={
+            index: (cost.hardware, cost.token_budget)
+            for index, cost in enumerate(costs)
+            if cost is not None and cost.token_budget is not None
+        },
     )
-    require_room(config)
-    with quiet_ray_data(), explained():
-        wanted = ray.data.from_arrow([work_table(item) for item in planned.work])
-        tokenised = wanted.map_batches(
-            task,
-            fn_kwargs={"source": planned.source, "choices": choices},
-            batch_format="pyarrow",
-            compute=ray.data.TaskPoolStrategy(size=config.tokenise_tasks),
-        )
-        encoded = tokenised.map_batches(
-            EncodeActor,
-            fn_constructor_kwargs={"settings": settings},
-            batch_format="pyarrow",
-            num_cpus=config.cpus_per_actor,
-            num_gpus=config.gpus_per_actor,
-            compute=ray.data.ActorPoolStrategy(
-                size=config.actors, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
-            ),
-        )
-        tables: Iterable[Any] = encoded.iter_batches(
-            batch_size=None, batch_format="pyarrow", prefetch_batches=0
-        )
-        for table in tables:
-            yield from (summary_of(row) for row in table.to_pylist())
 
 
-def _progress(planned: Plan, summaries: Sequence[ShardSummary], seconds: float) -> EmbedProgress:
-    done = {(item.encoder, item.shard) for item in summaries}
-    return EmbedProgress(
-        shards_done=len(done),
-        shards=len(planned.work),
-        tokens_done=sum(item.tokens for item in planned.work if (item.encoder, item.shard) in done),
-        tokens=sum(item.tokens for item in planned.work),
-        seconds=seconds,
-        encoder=planned.groups[summaries[-1].encoder].spec.name,
-    )
+@dataclass
+class _Told:
+    """What is told while the run goes on."""
+
+    planned: Plan
+    started_at: float
+    status: PoolStatus | None = None
+
+    def progress(self, summaries: Sequence[ShardSummary]) -> EmbedProgress:
+        done = {(item.encoder, item.shard) for item in summaries}
+        tokens_done = sum(item.load.tokens for item in self.planned.work if item.name in done)
+        status = self.status
+        last = summaries[-1].encoder if summaries else self.planned.work[0].encoder
+        return EmbedProgress(
+            shards_done=len(done),
+            shards=len(self.planned.work),
+            tokens_done=max(tokens_done, status.tokens_done if status else 0),
+            tokens=sum(item.load.tokens for item in self.planned.work),
+            seconds=time.time() - self.started_at,
+            encoder=self.planned.passes[last].spec.name,
+            workers=status.workers if status else 0,
+            busy=status.busy if status else None,
+            notes=len(status.notes) if status else 0,
+        )
 
 
 def _write_manifests(planned: Plan, summaries: Sequence[ShardSummary]) -> dict[str, list[ShardEntry]]:
     """Last of all, and only for datasets that are whole; the entries by dataset key."""
     storage = open_storage(planned.uri)
+    now = read_manifest(storage).fingerprint
+    if now != planned.fingerprint:
+        raise FingerprintError(
+            f"{planned.uri}: was prepared anew while it was embedded (transcripts {planned.fingerprint}, now "
+            f"{now}); no manifest was written: run embed again, and it uses what is there"
+        )
     datasets: dict[str, list[ShardEntry]] = {}
-    for group in planned.groups:
-        for resolution, key in group.keys.items():
-            made = {item.shard: item.entries[key] for item in summaries if key in item.entries}
-            entries = {**planned.present[key], **made}
-            datasets[key] = _whole(planned, key, entries)
-            write_manifest(storage, _manifest(planned, group, resolution, datasets[key]))
+    for encoder_pass in planned.passes:
+        for dataset in encoder_pass.datasets:
+            made = {
+                item.shard: item.entries[dataset.key] for item in summaries if dataset.key in item.entries
+            }
+            datasets[dataset.key] = _whole(planned, dataset.key, {**planned.present[dataset.key], **made})
+            write_manifest(storage, _manifest(planned, encoder_pass, dataset, datasets[dataset.key]))
     return datasets
 
 
@@ -181,18 +191,17 @@ def _whole(planned: Plan, key: str, entries: Mapping[int, ShardEntry]) -> list[S
 
 
 def _manifest(
-    planned: Plan, group: EncoderGroup, resolution: str, shards: list[ShardEntry]
+    planned: Plan, encoder_pass: EncoderPass, dataset: EmbeddingSpec, shards: list[ShardEntry]
 ) -> EmbeddingsManifest:
-    key = group.keys[resolution]
     return {
         "schema_version": SCHEMA_VERSION,
-        "key": key,
-        "modality": group.spec.modality,
-        "spec": asdict(group.spec),
-        "weights_digest": group.weights_digest,
-        "resolution": resolution,
-        "dtype": key.split(".")[-2],
-        "width": group.spec.width,
+        "key": dataset.key,
+        "modality": dataset.spec.modality,
+        "spec": asdict(dataset.spec),
+        "weights_digest": encoder_pass.weights_digest,
+        "resolution": dataset.resolution,
+        "dtype": dataset.key.split(".")[-2],
+        "width": dataset.spec.width,
         "transcripts_fingerprint": planned.fingerprint,
         "shards": shards,
     }
@@ -201,18 +210,25 @@ def _manifest(
 def _remember(
     config: EmbedConfig, planned: Plan, summaries: Sequence[ShardSummary], startup: float | None, nodes: int
 ) -> None:
-    """Keep the measured speeds for the next plan."""
+    """Keep what was seen of speed and memory for the next plan."""
     if not summaries:
         return
     storage = open_storage(planned.uri)
     profile = replace(read_profile(storage), startup_seconds=startup)
-    for index, group in enumerate(planned.groups):
+    for index, encoder_pass in enumerate(planned.passes):
         mine = [item for item in summaries if item.encoder == index]
-        tokens = sum(item.tokens for item in mine)
-        seconds = sum(item.encode_seconds + item.write_seconds for item in mine)
-        if tokens:
-            rate = EncoderRate(tokens / seconds, tokens, mine[0].hardware)
-            profile = profile.with_rate(group.name, config.device, config.threads(nodes), rate)
+        if not mine:
+            continue
+        profile = updated(
+            profile,
+            encoder_pass.name,
+            config.device,
+            config.threads(nodes),
+            [(item.workload, item.encode_seconds) for item in mine],
+            hardware=mine[0].hardware,
+            load_seconds=max((item.load_seconds or 0.0 for item in mine), default=0.0),
+            token_budget=min((i.token_budget for i in mine if i.budget_halvings), default=None),
+        )
     write_profile(storage, profile)
 
 
@@ -221,35 +237,56 @@ def _report(
     summaries: Sequence[ShardSummary],
     datasets: Mapping[str, list[ShardEntry]],
     started_at: float,
+    pool: Pool,
 ) -> EmbedReport:
     wall = time.time() - started_at
     startup = min(item.started_at for item in summaries) - started_at if summaries else None
-    tokens = sum(item.tokens for item in summaries)
+    tokens = sum(item.workload.tokens for item in summaries)
+    padding = sum(item.padding_tokens for item in summaries)
     actual = wall - startup if startup is not None else 0.0
-    first_of_each = [entry for group in planned.groups for entry in datasets[next(iter(group.keys.values()))]]
+    first_of_each = [entry for each in planned.passes for entry in datasets[each.keys[0]]]
+    distinct = sum(encoder.sequences for encoder in planned.encoders)
+    duplicates = sum(encoder.duplicates_saved for encoder in planned.encoders)
     keys: dict[Modality, list[str]] = {}
-    for group in planned.groups:
-        keys.setdefault(group.spec.modality, []).extend(group.keys.values())
+    for each in planned.passes:
+        keys.setdefault(each.spec.modality, []).extend(each.keys)
     return EmbedReport(
         uri=planned.uri,
         keys=keys,
         shards_written=sum(len(item.entries) for item in summaries),
         shards_present=sum(len(entries) for entries in planned.present.values()),
-        sequences=sum(item.sequences for item in summaries),
-        duplicates_saved=sum(encoder.duplicates_saved for encoder in planned.encoders),
+        sequences=sum(item.workload.sequences for item in summaries),
+        reused=sum(item.reused for item in summaries),
+        duplicates_saved=duplicates,
+        dedup_ratio=(distinct + duplicates) / distinct,
         tokens=tokens,
-        bytes_written=sum(entry["bytes"] for item in summaries for entry in item.entries.values()),
+        padding_fraction=padding / max(1, tokens + padding),
+        bytes_written=sum(item.workload.output_bytes for item in summaries),
         quarantined=_summed(entry["quarantined"] for entry in first_of_each),
         letters=_summed(entry["counts"] for entry in first_of_each),
         wall_seconds=wall,
         startup_seconds=startup,
         actual_seconds=actual,
-        predicted_seconds=planned.expected_seconds if summaries else None,
+        predicted_seconds=planned.forecast.seconds if summaries else None,
         tokens_per_second=tokens / actual if actual else None,
-        predicted_tokens=sum(item.tokens for item in planned.work),
+        device_busy=_device_busy(summaries),
+        predicted_tokens=sum(item.load.tokens for item in planned.work),
         predicted_bytes=sum(encoder.missing_bytes for encoder in planned.encoders),
-        notes=_notes(planned, summaries),
+        failures=dict(sorted(pool.failures.items())),
+        notes=[*pool.notes, *_notes(planned, summaries)],
     )
+
+
+def _device_busy(summaries: Sequence[ShardSummary]) -> float | None:
+    """Over all workers: time at work by time from the first pack to the end of the last."""
+    by_worker: dict[str, list[ShardSummary]] = {}
+    for item in summaries:
+        by_worker.setdefault(item.worker, []).append(item)
+    spans = [
+        max(item.encoded_at for item in mine) - min(item.started_at for item in mine)
+        for mine in by_worker.values()
+    ]
+    return sum(item.busy_seconds for item in summaries) / sum(spans) if sum(spans) else None
 
 
 def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -266,7 +303,7 @@ def _notes(planned: Plan, summaries: Sequence[ShardSummary]) -> list[str]:
         if item.budget_halvings and item.token_budget <= worst.get(item.encoder, item).token_budget:
             worst[item.encoder] = item
     return [
-        f"{planned.groups[index].spec.name}: memory ran out; the token budget was halved "
+        f"{planned.passes[index].spec.name}: memory ran out; the token budget was halved "
         f"{item.budget_halvings} times, to {item.token_budget}: set token_budget to that"
         for index, item in sorted(worst.items())
     ]

@@ -1,89 +1,100 @@
 """What embedding will do, before it does anything: what is wanted, what is there, what the rest will cost.
 
-In: a prepared dataset and an `EmbedConfig`. Out: a `Plan`: per encoder its distinct sequences,
-duplicates saved, tokens, FLOPs, bytes and seconds, and the list of work. Resume is a set difference:
-shards wanted less shards present whose footer carries the same key and the same digests; a footer that
-differs is a FingerprintError. Called by `isoformer plan` and by `pipeline.embed`. Writes nothing but the
-profile, and that only to calibrate.
+In: a prepared dataset and an `EmbedConfig`. Out: a `Plan`: per encoder pass its distinct sequences,
+duplicates saved, tokens, padding avoided, FLOPs, bytes and seconds; the list of work, costliest first; a
+forecast of the whole. Resume is a set difference: shards wanted less shards present whose footer carries
+the same key and the same digests; a footer that differs is a FingerprintError. Where shards of earlier
+transcripts are still there, sequences that they hold are copied and not encoded again. Called by
+`isoformer plan` and by `pipeline.embed`. Writes nothing.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from isoformer.embeddings.config import EmbedConfig, EncoderGroup, encoder_groups
+from isoformer.embeddings.config import EmbedConfig, EmbeddingSpec, EncoderPass, encoder_passes
+from isoformer.embeddings.forecast import Forecast, NodeCost, costs_by_price, forecast
 from isoformer.embeddings.key import NUMPY_DTYPES, dataset_prefix
-from isoformer.embeddings.profile import EncoderRate, Profile, calibrate, read_profile, write_profile
+from isoformer.embeddings.profile import EncoderCost, read_profile
 from isoformer.embeddings.shard_file import ShardHeader
 from isoformer.embeddings.shard_sequences import (
     ShardSequences,
     TranscriptsSource,
     require_fit,
     shard_sequences,
-    tokenise,
 )
-from isoformer.embeddings.store import ShardEntry, read_footer, require_same, sequences_digest, shard_entry
-from isoformer.encoders.resolution import positions_after
-from isoformer.encoders.spec import EncoderSpec
+from isoformer.embeddings.store import ShardEntry, present_entry, shard_key, stored_rows
+from isoformer.embeddings.survey import READERS, ShardSurvey, survey, surveys
+from isoformer.embeddings.workload import Workload
 from isoformer.errors import EncoderError
-from isoformer.manifest import Manifest, read_manifest
-from isoformer.schema import Modality, shard_name
+from isoformer.manifest import read_manifest
+from isoformer.schema import Modality
 from isoformer.storage import Storage, open_storage
 
-_FOOTER_THREADS: Final = 16
 __all__ = ["EmbedConfig", "EncoderPlan", "Plan", "ShardWork", "plan"]
 
 
 @dataclass(frozen=True)
 class ShardWork:
-    """A shard that an encoder still has to encode, for the datasets that lack it. `tokens` is an estimate."""
+    """A shard that an encoder still has to encode, for the datasets that lack it.
+
+    `load` is an estimate of what is to be encoded; `reuse`: dataset key → earlier shards that hold some of
+    its rows, `reused` of them in all.
+    """
 
     encoder: int
     shard: int
     missing: tuple[ShardHeader, ...]
-    sequences: int
-    tokens: int
+    load: Workload
+    reuse: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    reused: int = 0
+
+    @property
+    def name(self) -> tuple[int, int]:
+        return self.encoder, self.shard
 
 
 @dataclass(frozen=True)
 class EncoderPlan:
-    """One encoder's share. Totals are of the whole dataset; `missing_*` of what is still to be done."""
+    """One encoder pass. Totals are of the whole dataset; `missing_*` of what is still to be done.
+
+    `padding_avoided`: the part of the tokens that batches of eight, padded, would add. `tokens_per_second` is
+    of one actor, for what is missing (for everything, where nothing is).
+    """
 
     name: str
     modality: Modality
     trained: str
-    keys: dict[str, str]
+    keys: list[str]
     sequences: int
     duplicates_saved: int
     tokens: int
+    padding_avoided: float
     shards_wanted: int
     shards_present: int
     missing_sequences: int
+    reused_sequences: int
     missing_tokens: int
     missing_flops: float
     missing_bytes: int
+    missing_seconds: float | None
     tokens_per_second: float | None
     measured_on: str | None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`expected_seconds` is without start-up, and None where the speed of an encoder with work is unknown."""
+    """`forecast.seconds` is without start-up, and None where the speed of an encoder with work is unknown."""
 
     uri: str
     fingerprint: str
     encoders: list[EncoderPlan]
-    expected_seconds: float | None
-    startup_seconds: float | None
-    unknown: list[str]
-    groups: list[EncoderGroup]
+    forecast: Forecast
+    prices: list[NodeCost]
+    passes: list[EncoderPass]
     work: list[ShardWork]
     present: dict[str, dict[int, ShardEntry]]
     source: TranscriptsSource
@@ -95,185 +106,210 @@ class Plan:
             "uri": self.uri,
             "transcripts_fingerprint": self.fingerprint,
             "encoders": [asdict(encoder) for encoder in self.encoders],
-            "expected_seconds": self.expected_seconds,
-            "startup_seconds": self.startup_seconds,
-            "unknown_speed": self.unknown,
+            "forecast": asdict(self.forecast) | {"hours": self.forecast.hours},
+            "prices": [asdict(price) for price in self.prices],
         }
 
 
-@dataclass(frozen=True)
-class _Survey:
-    """One encoder over all shards: the sequences, their estimated tokens, and the datasets' shard headers."""
-
-    group: EncoderGroup
-    shards: list[ShardSequences]
-    tokens: list[NDArray[np.int64]]
-    headers: dict[str, list[ShardHeader]]
-
-
-def plan(config: EmbedConfig, root: str, *, calibrate_unknown: bool = False, nodes: int = 1) -> Plan:
+def plan(config: EmbedConfig, root: str, *, nodes: int = 1) -> Plan:
     """What is left to do under `root`.
 
-    `calibrate_unknown` loads each encoder whose speed is not known, runs it for two seconds here, and keeps
-    the figure in the root's profile. StorageError where nothing is prepared, EncoderError where an encoder
-    cannot read this dataset, FingerprintError where a shard made from something else is in the way.
+    StorageError where nothing is prepared, EncoderError where an encoder cannot read this dataset,
+    FingerprintError where a shard made from something else is in the way.
     """
     storage = open_storage(root)
     manifest = read_manifest(storage)
-    source = TranscriptsSource.of(storage, manifest, config.cache_dir)
-    surveys = [_survey(storage, manifest, group) for group in encoder_groups(config, root)]
-    present = {
-        headers[0].key: _present(storage, headers)
-        for survey in surveys
-        for headers in survey.headers.values()
-    }
-    work = [item for index, survey in enumerate(surveys) for item in _missing(index, survey, present)]
-    work.sort(key=lambda item: (item.encoder, -item.tokens, item.shard))
+    passes = encoder_passes(config, root)
+    for encoder_pass in passes:
+        require_fit(encoder_pass.spec, manifest.window_bases, storage.uri)
+    by_shard = list(surveys(storage, range(len(manifest.shards)), passes))
     profile = read_profile(storage)
-    threads = config.threads(nodes)
-    if calibrate_unknown:
-        profile = _calibrated(profile, config, source, surveys, work, threads)
-        write_profile(storage, profile)
-    rates = [profile.rate(survey.group.name, config.device, threads) for survey in surveys]
-    encoders = [
-        _encoder_plan(survey, [item for item in work if item.encoder == index], present, rates[index])
-        for index, survey in enumerate(surveys)
-    ]
+    costs = [profile.cost(each.name, config.device, config.threads(nodes)) for each in passes]
+    work: list[ShardWork] = []
+    present: dict[str, dict[int, ShardEntry]] = {}
+    encoders: list[EncoderPlan] = []
+    for index, encoder_pass in enumerate(passes):
+        mine = [of_shard[index] for of_shard in by_shard]
+        _require_sequences(encoder_pass, mine, storage.uri)
+        headers = {dataset.key: _headers(encoder_pass, dataset, mine) for dataset in encoder_pass.datasets}
+        there = {key: _Present.of(storage, listed) for key, listed in headers.items()}
+        present |= {key: found.entries for key, found in there.items()}
+        missing = _missing(storage, index, encoder_pass, mine, headers, there)
+        work += missing
+        encoders.append(_encoder_plan(encoder_pass, mine, missing, present, costs[index]))
+    work = _costliest_first(work, passes, costs)
+    expected = forecast(
+        [(item.encoder, item.load) for item in work],
+        costs,
+        config.actors,
+        profile.startup_seconds,
+        names=[each.name for each in passes],
+    )
+    measured_on = {cost.hardware for cost in (costs[item.encoder] for item in work) if cost is not None}
     return Plan(
         uri=storage.uri,
         fingerprint=manifest.fingerprint,
         encoders=encoders,
-        expected_seconds=_makespan(work, rates, config.actors),
-        startup_seconds=profile.startup_seconds,
-        unknown=sorted({surveys[item.encoder].group.name for item in work if rates[item.encoder] is None}),
-        groups=[survey.group for survey in surveys],
+        forecast=expected,
+        prices=costs_by_price(expected, config.prices, measured_on),
+        passes=passes,
         work=work,
         present=present,
-        source=source,
+        source=TranscriptsSource.of(storage, manifest, config.cache_dir),
         shards=len(manifest.shards),
     )
 
 
-def _survey(storage: Storage, manifest: Manifest, group: EncoderGroup) -> _Survey:
-    require_fit(group.spec, manifest.window_bases, storage.uri)
-    shards = [shard_sequences(storage, shard, group.spec) for shard in range(len(manifest.shards))]
-    if not any(shard.digests for shard in shards):
-        raise EncoderError(
-            f"{group.spec.name} reads {group.spec.modality} sequences, but {storage.uri} has none of them"
+@dataclass(frozen=True)
+class _Present:
+    """Of one dataset: shards that are there and are what they should be, and the paths of earlier ones."""
+
+    entries: dict[int, ShardEntry]
+    earlier: list[str]
+
+    @classmethod
+    def of(cls, storage: Storage, headers: Sequence[ShardHeader]) -> _Present:
+        """The listing only says where to look."""
+        wanted = {shard_key(header): header for header in headers}
+        prefix = dataset_prefix(headers[0].modality, headers[0].key)
+        listed = [path for path in storage.list(prefix) if path.endswith(".parquet")]
+        found = [wanted[path] for path in listed if path in wanted]
+        with ThreadPoolExecutor(READERS) as pool:
+            entries = pool.map(lambda header: present_entry(storage, header), found)
+            there = dict(zip((header.shard for header in found), entries, strict=True))
+        return cls(there, [path for path in listed if path not in wanted])
+
+
+def _require_sequences(encoder_pass: EncoderPass, of_shards: Sequence[ShardSurvey], uri: str) -> None:
+    spec = encoder_pass.spec
+    if not any(of_shard.sequences for of_shard in of_shards):
+        raise EncoderError(f"{spec.name} reads {spec.modality} sequences, but {uri} has none of them")
+
+
+def _headers(
+    encoder_pass: EncoderPass, dataset: EmbeddingSpec, of_shards: Sequence[ShardSurvey]
+) -> list[ShardHeader]:
+    return [
+        ShardHeader(
+            key=dataset.key,
+            modality=encoder_pass.spec.modality,
+            width=dataset.spec.width,
+            dtype=dataset.key.split(".")[-2],
+            resolution=dataset.resolution,
+            shard=shard,
+            sequences_digest=of_shard.sequences_digest,
         )
-    tokens = [_estimated_tokens(group.spec, shard.letters) for shard in shards]
-    headers = {
-        resolution: [
-            ShardHeader(
-                key=key,
-                modality=group.spec.modality,
-                width=group.spec.width,
-                dtype=key.split(".")[-2],
-                resolution=resolution,
-                shard=index,
-                transcripts_digest=manifest.shards[index].digest,
-                sequences_digest=sequences_digest(shard.digests),
-            )
-            for index, shard in enumerate(shards)
-        ]
-        for resolution, key in group.keys.items()
-    }
-    return _Survey(group, shards, tokens, headers)
+        for shard, of_shard in enumerate(of_shards)
+    ]
 
 
-def _estimated_tokens(spec: EncoderSpec, letters: NDArray[np.int64]) -> NDArray[np.int64]:
-    tokens = np.ceil(letters / spec.letters_per_token).astype(np.int64)
-    return tokens if spec.reads_windows else np.minimum(tokens, spec.max_tokens)
-
-
-def _present(storage: Storage, headers: Sequence[ShardHeader]) -> dict[int, ShardEntry]:
-    """Shards that are there and are what they should be; the listing only says where to look."""
-    prefix = dataset_prefix(headers[0].modality, headers[0].key)
-    listed = set(storage.list(prefix))
-    wanted = [header for header in headers if prefix + shard_name(header.shard) in listed]
-
-    def entry(header: ShardHeader) -> ShardEntry:
-        path = prefix + shard_name(header.shard)
-        footer = read_footer(storage, path)
-        require_same(footer, header, f"{storage.uri}/{path}")
-        return shard_entry(storage, path, footer)
-
-    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        return dict(zip((header.shard for header in wanted), pool.map(entry, wanted), strict=True))
-
-
-def _missing(index: int, survey: _Survey, present: dict[str, dict[int, ShardEntry]]) -> list[ShardWork]:
+def _missing(
+    storage: Storage,
+    index: int,
+    encoder_pass: EncoderPass,
+    of_shards: Sequence[ShardSurvey],
+    headers: Mapping[str, Sequence[ShardHeader]],
+    there: Mapping[str, _Present],
+) -> list[ShardWork]:
     work = []
-    for shard, sequences in enumerate(survey.shards):
-        headers = [headers[shard] for headers in survey.headers.values()]
-        missing = tuple(header for header in headers if shard not in present[header.key])
+    for shard, of_shard in enumerate(of_shards):
+        missing = tuple(headers[key][shard] for key in headers if shard not in there[key].entries)
         if missing:
-            tokens = int(survey.tokens[shard].sum())
-            work.append(ShardWork(index, shard, missing, len(sequences.digests), tokens))
-    return work
+            work.append(ShardWork(index, shard, missing, _with_bytes(of_shard, of_shard.load, missing)))
+    if not any(found.earlier for found in there.values()):
+        return work
+    held = {key: _digests_held(storage, found.earlier) for key, found in there.items()}
+    return [_with_reuse(storage, item, encoder_pass, held) for item in work]
+
+
+def _digests_held(storage: Storage, paths: Sequence[str]) -> dict[str, str]:
+    """Digest → the earlier shard that holds its row; reads the digests alone."""
+
+    def digests(path: str) -> list[str]:
+        with stored_rows(storage, path) as rows:
+            return rows.digests()
+
+    with ThreadPoolExecutor(READERS) as pool:
+        listed = pool.map(digests, paths)
+        return {digest: path for path, held in zip(paths, listed, strict=True) for digest in held}
+
+
+def _with_reuse(
+    storage: Storage, work: ShardWork, encoder_pass: EncoderPass, held: Mapping[str, Mapping[str, str]]
+) -> ShardWork:
+    """A sequence is copied where every dataset that is missing has its row, and encoded otherwise."""
+    sequences: ShardSequences = shard_sequences(storage, work.shard, encoder_pass.spec.modality)
+    keys = [header.key for header in work.missing]
+    already = {digest for digest in sequences.digests if all(digest in held[key] for key in keys)}
+    if not already:
+        return work
+    left = survey(sequences, encoder_pass, already)
+    return replace(
+        work,
+        load=_with_bytes(left, left.load, work.missing),
+        reuse={key: tuple(sorted({held[key][digest] for digest in already})) for key in keys},
+        reused=len(already),
+    )
+
+
+def _with_bytes(of_shard: ShardSurvey, load: Workload, missing: Sequence[ShardHeader]) -> Workload:
+    size_bytes = sum(
+        of_shard.positions[header.resolution] * header.width * NUMPY_DTYPES[header.dtype].itemsize
+        for header in missing
+    )
+    return replace(load, output_bytes=size_bytes)
+
+
+def _costliest_first(
+    work: Sequence[ShardWork], passes: Sequence[EncoderPass], costs: Sequence[EncoderCost | None]
+) -> list[ShardWork]:
+    """An encoder at a time, so that actors seldom load one; long first, so that the last shards are small."""
+
+    def cost(item: ShardWork) -> float:
+        known = costs[item.encoder]
+        if known is not None and None not in costs:
+            return known.seconds(item.load)
+        return passes[item.encoder].spec.flops(item.load.tokens, item.load.token_pairs)
+
+    of_work = {item.name: cost(item) for item in work}
+    largest = [
+        max((of_work[item.name] for item in work if item.encoder == index), default=0.0)
+        for index in range(len(passes))
+    ]
+    return sorted(
+        work, key=lambda item: (-largest[item.encoder], item.encoder, -of_work[item.name], item.shard)
+    )
 
 
 def _encoder_plan(
-    survey: _Survey,
+    encoder_pass: EncoderPass,
+    of_shards: Sequence[ShardSurvey],
     work: Sequence[ShardWork],
-    present: dict[str, dict[int, ShardEntry]],
-    rate: EncoderRate | None,
+    present: Mapping[str, Mapping[int, ShardEntry]],
+    cost: EncoderCost | None,
 ) -> EncoderPlan:
-    spec = survey.group.spec
+    spec, keys = encoder_pass.spec, encoder_pass.keys
+    tokens = sum(of_shard.tokens for of_shard in of_shards)
+    missing = sum((item.load for item in work), Workload())
+    loads = [item.load for item in work] or [of_shard.load for of_shard in of_shards]
+    seconds = sum(cost.seconds(load) for load in loads) if cost else None
     return EncoderPlan(
-        name=survey.group.name,
+        name=encoder_pass.name,
         modality=spec.modality,
         trained=spec.trained,
-        keys=survey.group.keys,
-        sequences=sum(len(shard.digests) for shard in survey.shards),
-        duplicates_saved=sum(shard.duplicates for shard in survey.shards),
-        tokens=sum(int(tokens.sum()) for tokens in survey.tokens),
-        shards_wanted=len(survey.shards) * len(survey.group.keys),
-        shards_present=sum(len(present[key]) for key in survey.group.keys.values()),
-        missing_sequences=sum(item.sequences for item in work),
-        missing_tokens=sum(item.tokens for item in work),
-        missing_flops=sum(spec.flops(item.tokens) for item in work),
-        missing_bytes=sum(_bytes(survey, item) for item in work),
-        tokens_per_second=rate.tokens_per_second if rate else None,
-        measured_on=rate.hardware if rate else None,
+        keys=keys,
+        sequences=sum(of_shard.sequences for of_shard in of_shards),
+        duplicates_saved=sum(of_shard.duplicates for of_shard in of_shards),
+        tokens=tokens,
+        padding_avoided=1 - tokens / sum(of_shard.padded_tokens for of_shard in of_shards),
+        shards_wanted=len(of_shards) * len(keys),
+        shards_present=sum(len(present[key]) for key in keys),
+        missing_sequences=missing.sequences,
+        reused_sequences=sum(item.reused for item in work),
+        missing_tokens=missing.tokens,
+        missing_flops=spec.flops(missing.tokens, missing.token_pairs),
+        missing_bytes=missing.output_bytes,
+        missing_seconds=(seconds if work else 0.0) if cost else None,
+        tokens_per_second=sum(load.tokens for load in loads) / seconds if seconds else None,
+        measured_on=cost.hardware if cost else None,
     )
-
-
-def _bytes(survey: _Survey, work: ShardWork) -> int:
-    spec, tokens = survey.group.spec, survey.tokens[work.shard]
-    return sum(
-        positions_after(int(count), header.resolution) * spec.width * NUMPY_DTYPES[header.dtype].itemsize
-        for header in work.missing
-        for count in tokens
-    )
-
-
-def _makespan(work: Sequence[ShardWork], rates: Sequence[EncoderRate | None], actors: int) -> float | None:
-    """Seconds until the last of `actors` is done when each takes the next shard as it gets free."""
-    free_at = [0.0] * actors
-    for item in work:
-        rate = rates[item.encoder]
-        if rate is None:
-            return None
-        heapq.heapreplace(free_at, free_at[0] + item.tokens / rate.tokens_per_second)
-    return max(free_at)
-
-
-def _calibrated(
-    profile: Profile,
-    config: EmbedConfig,
-    source: TranscriptsSource,
-    surveys: Sequence[_Survey],
-    work: Sequence[ShardWork],
-    threads: int,
-) -> Profile:
-    """A profile that knows every encoder with work, measured here and now."""
-    for index, survey in enumerate(surveys):
-        group = survey.group
-        mine = [item for item in work if item.encoder == index and item.sequences]
-        if mine and profile.rate(group.name, config.device, threads) is None:
-            sample = tokenise(source, mine[0].shard, group.choice)
-            if sample.digests:
-                rate = calibrate(config, group, sample, threads)
-                profile = profile.with_rate(group.name, config.device, threads, rate)
-    return profile

@@ -1,16 +1,18 @@
 """The file format of an embedding shard: Parquet with raw rows and a footer that says what they are.
 
-One row a distinct sequence, sorted by digest. The footer holds key, width, dtype, resolution, the
-transcripts shard that it was made from, counts by reason, the digests that were quarantined and why, and
-a digest over the rows. There is no time stamp: the same input makes the same bytes. `store.py` publishes
-and reads these files; nothing else knows the format.
+One row a distinct sequence, in the order of encoding: most tokens first, then by digest. The footer holds
+key, width, dtype, resolution, a digest over the sequences wanted, counts by reason, the digests that were
+quarantined and why, and a digest over the rows. There is no time stamp: the same input makes the same bytes.
+`store.py` publishes and reads these files; nothing else knows the format.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +30,7 @@ from isoformer.schema import EMBEDDINGS_SCHEMA, Modality
 
 _FOOTER: Final = b"isoformer"
 _ROW_GROUP_BYTES: Final = 16 << 20
+_GROUPS_WAITING: Final = 2
 _PARQUET_SETTINGS: Final[dict[str, Any]] = {
     "version": "2.6",
     "compression": "none",  # zstd saves 8% of float16 states; raw bytes read at memory speed
@@ -41,7 +44,7 @@ _PARQUET_SETTINGS: Final[dict[str, Any]] = {
 class ShardHeader:
     """What a shard is, before its rows: all of it goes into the footer.
 
-    `transcripts_digest` is the transcripts shard's; `sequences_digest` is over the distinct sequences wanted.
+    `sequences_digest` is over the distinct sequences wanted, each named by the digest of its letters.
     """
 
     key: str
@@ -50,7 +53,6 @@ class ShardHeader:
     dtype: str
     resolution: str
     shard: int
-    transcripts_digest: str
     sequences_digest: str
 
 
@@ -73,25 +75,60 @@ class ShardFooter:
         return {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
 
 
-def write_file(
-    local: Path,
-    header: ShardHeader,
-    rows: Mapping[str, NDArray[Any]],
-    quarantined: Mapping[str, str],
-    counts: Mapping[str, int],
-) -> ShardFooter:
-    """Write a shard to a local file. StorageError for an array that is not (positions, width)."""
-    content = _ContentHash()
-    with pq.ParquetWriter(local, EMBEDDINGS_SCHEMA, **_PARQUET_SETTINGS) as writer:
-        for group in _row_groups(rows):
-            writer.write_table(_table(group, rows, header), row_group_size=max(1, len(group)))
-            for digest in group:
-                content.add(digest, rows[digest])
-        positions = sum(len(values_LD) for values_LD in rows.values())
+class ShardFileWriter:
+    """Writes a shard's rows to a local file as they come; a row group is written by a thread of its own.
+
+    Memory holds the rows of the group that is being filled and of two that wait for the disk; more make `add`
+    wait. Not thread-safe: one caller.
+    """
+
+    def __init__(self, local: Path, header: ShardHeader) -> None:
+        self._header = header
+        self._writer = pq.ParquetWriter(local, EMBEDDINGS_SCHEMA, **_PARQUET_SETTINGS)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="isoformer-write")
+        self._written: deque[Future[None]] = deque()
+        self._content = _ContentHash()
+        self._group: list[tuple[str, NDArray[Any]]] = []
+        self._group_bytes = self._sequences = self._positions = 0
+
+    def add(self, digest: str, values_LD: NDArray[Any]) -> None:
+        """The next row. StorageError for an array that is not (positions, width) of the header's dtype."""
+        _require_shape(digest, values_LD, self._header)
+        self._group.append((digest, values_LD))
+        self._group_bytes += values_LD.nbytes
+        self._sequences, self._positions = self._sequences + 1, self._positions + len(values_LD)
+        if self._group_bytes >= _ROW_GROUP_BYTES:
+            self._hand_over()
+
+    def finish(self, quarantined: Mapping[str, str], counts: Mapping[str, int]) -> ShardFooter:
+        """Write what is left, then the footer; the file is whole afterwards."""
+        if self._group or not self._sequences:
+            self._hand_over()
+        while self._written:
+            self._written.popleft().result()
         reasons = (dict(sorted(quarantined.items())), dict(sorted(counts.items())))
-        footer = ShardFooter(header, len(rows), positions, content.hexdigest(), *reasons)
-        writer.add_key_value_metadata({_FOOTER.decode(): json.dumps(asdict(footer), sort_keys=True)})
-    return footer
+        footer = ShardFooter(
+            self._header, self._sequences, self._positions, self._content.hexdigest(), *reasons
+        )
+        self._writer.add_key_value_metadata({_FOOTER.decode(): json.dumps(asdict(footer), sort_keys=True)})
+        self.close()
+        return footer
+
+    def close(self) -> None:
+        """Stop the thread and close the file, finished or not."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._writer.close()
+
+    def _hand_over(self) -> None:
+        if len(self._written) == _GROUPS_WAITING:
+            self._written.popleft().result()
+        self._written.append(self._thread.submit(self._write, self._group))
+        self._group, self._group_bytes = [], 0
+
+    def _write(self, group: list[tuple[str, NDArray[Any]]]) -> None:
+        self._writer.write_table(_table(group), row_group_size=max(1, len(group)))
+        for digest, values_LD in group:
+            self._content.add(digest, values_LD)
 
 
 def opened(source: pa.NativeFile, uri: str) -> pq.ParquetFile:
@@ -115,13 +152,28 @@ def footer_of(file: pq.ParquetFile, uri: str) -> ShardFooter:
 
 def rows_of(file: pq.ParquetFile, header: ShardHeader) -> Iterator[tuple[str, NDArray[Any]]]:
     """(digest, (positions, width) array) row by row; arrays are views of one buffer a row group."""
-    dtype = NUMPY_DTYPES[header.dtype]
     for group in range(file.num_row_groups):
-        table = file.read_row_group(group, use_threads=False)
-        digests, positions = table["digest"].to_pylist(), table["positions"].to_pylist()
-        for row, (digest, length) in enumerate(zip(digests, positions, strict=True)):
-            buffer = table["embedding"][row].as_buffer()
-            yield digest, np.frombuffer(buffer, dtype).reshape(length, header.width)
+        yield from group_rows(file, header, group)
+
+
+def group_rows(file: pq.ParquetFile, header: ShardHeader, group: int) -> list[tuple[str, NDArray[Any]]]:
+    """The rows of one row group."""
+    dtype = NUMPY_DTYPES[header.dtype]
+    table = file.read_row_group(group, use_threads=False)
+    digests, positions = table["digest"].to_pylist(), table["positions"].to_pylist()
+    return [
+        (digest, np.frombuffer(table["embedding"][row].as_buffer(), dtype).reshape(length, header.width))
+        for row, (digest, length) in enumerate(zip(digests, positions, strict=True))
+    ]
+
+
+def groups_of_digests(file: pq.ParquetFile) -> dict[str, int]:
+    """Digest → the row group that holds it; reads no embedding."""
+    return {
+        digest: group
+        for group in range(file.num_row_groups)
+        for digest in file.read_row_group(group, columns=["digest"], use_threads=False)["digest"].to_pylist()
+    }
 
 
 def verify_rows(file: pq.ParquetFile, footer: ShardFooter, uri: str) -> None:
@@ -158,30 +210,19 @@ class _ContentHash:
         return self._hash.hexdigest()
 
 
-def _row_groups(rows: Mapping[str, NDArray[Any]]) -> Iterator[list[str]]:
-    group: list[str] = []
-    size = 0
-    for digest in sorted(rows):
-        group.append(digest)
-        size += rows[digest].nbytes
-        if size >= _ROW_GROUP_BYTES:
-            yield group
-            group, size = [], 0
-    if group or not rows:
-        yield group
-
-
-def _table(group: Sequence[str], rows: Mapping[str, NDArray[Any]], header: ShardHeader) -> pa.Table:
+def _require_shape(digest: str, values_LD: NDArray[Any], header: ShardHeader) -> None:
     dtype = NUMPY_DTYPES[header.dtype]
-    for digest in group:
-        if rows[digest].dtype != dtype or rows[digest].ndim != 2 or rows[digest].shape[1] != header.width:
-            raise StorageError(
-                f"{header.key}, sequence {digest}: got {rows[digest].shape} of {rows[digest].dtype}; "
-                f"allowed: (positions, {header.width}) of {dtype}"
-            )
+    if values_LD.dtype != dtype or values_LD.ndim != 2 or values_LD.shape[1] != header.width:
+        raise StorageError(
+            f"{header.key}, sequence {digest}: got {values_LD.shape} of {values_LD.dtype}; "
+            f"allowed: (positions, {header.width}) of {dtype}"
+        )
+
+
+def _table(group: Sequence[tuple[str, NDArray[Any]]]) -> pa.Table:
     columns = [
-        pa.array(group, pa.string()),
-        pa.array([len(rows[digest]) for digest in group], pa.int32()),
-        pa.array([rows[digest].tobytes() for digest in group], pa.large_binary()),
+        pa.array([digest for digest, _ in group], pa.string()),
+        pa.array([len(values_LD) for _, values_LD in group], pa.int32()),
+        pa.array([values_LD.tobytes() for _, values_LD in group], pa.large_binary()),
     ]
     return pa.Table.from_arrays(columns, schema=EMBEDDINGS_SCHEMA)

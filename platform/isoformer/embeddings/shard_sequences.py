@@ -55,7 +55,7 @@ class TranscriptsSource:
 
 @dataclass(frozen=True)
 class ShardSequences:
-    """What a shard holds of one modality, by letters; `letters` is aligned with the sorted `digests`."""
+    """What a shard holds of one modality: its distinct sequences, sorted by digest, and their letters."""
 
     digests: list[str]
     letters: NDArray[np.int64]
@@ -72,7 +72,7 @@ class TokenizedShard:
     """Sequence i, of digest `digests[i]`, is `token_ids[offsets[i]:offsets[i + 1]]`."""
 
     digests: list[str]
-    token_ids: NDArray[np.int32]
+    token_ids: NDArray[Any]
     offsets: NDArray[np.int64]
     quarantined: dict[str, str] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
@@ -91,17 +91,15 @@ class TokenizedShard:
         return TokenizedShard([self.digests[i] for i in chosen], *_end_to_end(pieces))
 
 
-def shard_sequences(storage: Storage, shard: int, spec: EncoderSpec) -> ShardSequences:
-    """Which distinct sequences a shard has, and how many letters of each the encoder will read."""
-    column = digest_column(spec.modality)
-    of_window = spec.modality == "dna"
-    table = read_shard(storage, shard, [column, *(_WINDOW_COLUMNS if of_window else [spec.modality])])
-    if spec.window_bases is not None:
-        letters = pa.array(np.full(len(table), sum(spec.window_bases)))
-    elif of_window:
+def shard_sequences(storage: Storage, shard: int, modality: Modality) -> ShardSequences:
+    """Which distinct sequences a shard has, and how many letters each holds."""
+    column = digest_column(modality)
+    of_window = modality == "dna"
+    table = read_shard(storage, shard, [column, *(_WINDOW_COLUMNS if of_window else [modality])])
+    if of_window:
         letters = pc.subtract(table["window_end_bp"], table["window_start_bp"])
     else:
-        letters = pc.utf8_length(table[spec.modality])
+        letters = pc.utf8_length(table[modality])
     first = _first_rows(table, column)
     counted = letters.take(first).to_pylist()
     of_digest = dict(zip(table[column].take(first).to_pylist(), counted, strict=True))
@@ -128,7 +126,9 @@ def tokenise(source: TranscriptsSource, shard: int, choice: EncoderChoice) -> To
         digests.append(digest)
         pieces.append(tokens.token_ids)
         counts.update(tokens.counts)
-    return TokenizedShard(digests, *_end_to_end(pieces), quarantined, dict(counts))
+    token_ids, offsets = _end_to_end(pieces)
+    smallest = np.min_scalar_type(int(token_ids.max(initial=0)))  # a base takes a byte on the way, not four
+    return TokenizedShard(digests, token_ids.astype(smallest), offsets, quarantined, dict(counts))
 
 
 def require_fit(spec: EncoderSpec, window_bases: int | None, uri: str) -> None:

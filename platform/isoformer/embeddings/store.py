@@ -1,10 +1,13 @@
 """Embedding datasets on a storage root: published verified and whole, read by shard.
 
-    embeddings/<modality>/<encoder key>/shard-00000.parquet …   one row a distinct sequence, sorted by digest
-    embeddings/<modality>/<encoder key>/manifest.json           written last: without it, not finished
+    embeddings/<modality>/<encoder key>/shard-00000.<sequences>.parquet   one row a distinct sequence
+    embeddings/<modality>/<encoder key>/manifest.json                     written last: not finished without
 
-`write_shard` writes a local file, reads it back, and only then puts it, in one go and only where nothing is
-there yet. Called by the encode stage (writes), by training (reads), by `admin.py` (verifies).
+A shard's name carries the first digits of the digest over its sequences, so that shards of earlier
+transcripts stand beside the new ones, and rows that both have are copied, not computed again. A
+`ShardWriter` fills a local file beside the computation, reads it back, and only then puts it, in one go
+and only where nothing is there yet. Called by the encode stage (writes), by training (reads), by
+`admin.py`.
 """
 
 from __future__ import annotations
@@ -24,13 +27,15 @@ from numpy.typing import NDArray
 
 from isoformer.embeddings.key import dataset_prefix
 from isoformer.embeddings.shard_file import (
+    ShardFileWriter,
     ShardFooter,
     ShardHeader,
     footer_of,
+    group_rows,
+    groups_of_digests,
     opened,
     rows_of,
     verify_rows,
-    write_file,
 )
 from isoformer.errors import FingerprintError, StorageError
 from isoformer.schema import SCHEMA_VERSION, Modality, shard_name
@@ -47,7 +52,7 @@ class ShardEntry(TypedDict):
     positions: int
     bytes: int
     content_digest: str
-    transcripts_digest: str
+    sequences_digest: str
     quarantined: dict[str, int]
     counts: dict[str, int]
 
@@ -88,12 +93,16 @@ class EmbeddingDataset:
         """How many shards there are."""
         return len(self.manifest["shards"])
 
+    def shard_path(self, index: int) -> str:
+        """The shard's object under the root."""
+        return self.prefix + self.manifest["shards"][index]["name"]
+
     def read_shard(self, index: int) -> dict[str, NDArray[Any]]:
         """Digest → (positions, width) array, views of one buffer. Quarantined sequences are not there.
 
         FingerprintError where the shard is not the one that the manifest lists.
         """
-        path = self.prefix + shard_name(index)
+        path = self.shard_path(index)
         listed = self.manifest["shards"][index]["content_digest"]
         with _file(self.storage, path) as (file, uri):
             footer = footer_of(file, uri)
@@ -105,40 +114,69 @@ class EmbeddingDataset:
             return dict(rows_of(file, footer.header))
 
 
-def write_shard(
-    storage: Storage,
-    header: ShardHeader,
-    rows: Mapping[str, NDArray[Any]],
-    quarantined: Mapping[str, str] | None = None,
-    counts: Mapping[str, int] | None = None,
-) -> ShardEntry:
-    """Write, verify and publish one shard; the entry for the manifest.
+def embedding_shard_name(shard: int, sequences: str) -> str:
+    """`shard-00003.0f1e2d3c4b5a.parquet`, of the digest over the shard's sequences."""
+    return f"{Path(shard_name(shard)).stem}.{sequences[:12]}.parquet"
 
-    Where another writer was first, theirs stays: its entry is returned if it is the same shard of the same
-    key, FingerprintError names both if not. StorageError where the rows do not survive being read back.
-    """
-    path = dataset_prefix(header.modality, header.key) + shard_name(header.shard)
-    with tempfile.TemporaryDirectory(prefix="isoformer-shard-") as folder:
-        local = Path(folder, shard_name(header.shard))
-        with explain_local(local):
-            footer = write_file(local, header, rows, quarantined or {}, counts or {})
-            _verify_local(local, footer, f"{storage.uri}/{path}")
-        if storage.put_file(local, path, if_absent=True):
-            return _entry(footer, local.stat().st_size)
-    present = read_footer(storage, path)
-    require_same(present, header, f"{storage.uri}/{path}")
-    return _entry(present, storage.size_bytes(path))
+
+def shard_key(header: ShardHeader) -> str:
+    """Where a shard is, under the root."""
+    name = embedding_shard_name(header.shard, header.sequences_digest)
+    return dataset_prefix(header.modality, header.key) + name
+
+
+class ShardWriter:
+    """One shard of one dataset: rows as they are made, then `publish`; `close` forgets an unfinished one."""
+
+    def __init__(self, storage: Storage, header: ShardHeader) -> None:
+        self._storage, self.header = storage, header
+        self._folder = tempfile.TemporaryDirectory(prefix="isoformer-shard-", ignore_cleanup_errors=True)
+        self._local = Path(self._folder.name, shard_name(header.shard))
+        with explain_local(self._local):
+            self._file = ShardFileWriter(self._local, header)
+
+    def add(self, digest: str, values_LD: NDArray[Any]) -> None:
+        """The next row, (positions, width); waits where the disk is slower than the device."""
+        with explain_local(self._local):
+            self._file.add(digest, values_LD)
+
+    def publish(self, quarantined: Mapping[str, str], counts: Mapping[str, int]) -> ShardEntry:
+        """Finish, verify and publish the shard; the entry for the manifest.
+
+        Where another writer was first, theirs stays: its entry is returned if it is the same shard of the
+        same key, FingerprintError names both if not. StorageError where the rows do not survive being read
+        back.
+        """
+        path = shard_key(self.header)
+        uri = f"{self._storage.uri}/{path}"
+        with explain_local(self._local):
+            footer = self._file.finish(quarantined, counts)
+            _verify_local(self._local, footer, uri)
+            size_bytes = self._local.stat().st_size
+        published = self._storage.put_file(self._local, path, if_absent=True)
+        self.close()
+        if published:
+            return _entry(footer, size_bytes)
+        return present_entry(self._storage, self.header)
+
+    def close(self) -> None:
+        """Remove the local file; what is published stays."""
+        self._file.close()
+        self._folder.cleanup()
+
+
+def present_entry(storage: Storage, header: ShardHeader) -> ShardEntry:
+    """The manifest's entry of a shard that is there. FingerprintError where it is another's."""
+    path = shard_key(header)
+    footer = read_footer(storage, path)
+    require_same(footer, header, f"{storage.uri}/{path}")
+    return _entry(footer, storage.size_bytes(path))
 
 
 def read_footer(storage: Storage, path: str) -> ShardFooter:
     """What a shard says it is, from its last bytes. StorageError where it is damaged or of another kind."""
     with _file(storage, path) as (file, uri):
         return footer_of(file, uri)
-
-
-def shard_entry(storage: Storage, path: str, footer: ShardFooter) -> ShardEntry:
-    """The manifest's entry for a shard that is already there."""
-    return _entry(footer, storage.size_bytes(path))
 
 
 def require_same(present: ShardFooter, wanted: ShardHeader, uri: str) -> None:
@@ -152,6 +190,36 @@ def require_same(present: ShardFooter, wanted: ShardHeader, uri: str) -> None:
             f"{uri}: was made from something else: {'; '.join(different)}; nothing was overwritten: "
             "choose another root, or remove it (`isoformer store gc` lists what no longer belongs here)"
         )
+
+
+class StoredRows:
+    """Rows of a shard by digest; one row group is held at a time."""
+
+    def __init__(self, file: pq.ParquetFile, header: ShardHeader) -> None:
+        self._file, self._header = file, header
+        self._groups = groups_of_digests(file)
+        self._held: tuple[int, dict[str, NDArray[Any]]] = (-1, {})
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._groups
+
+    def digests(self) -> list[str]:
+        """In the order of the file."""
+        return list(self._groups)
+
+    def __getitem__(self, digest: str) -> NDArray[Any]:
+        """(positions, width). KeyError where the shard has no such row."""
+        group = self._groups[digest]
+        if self._held[0] != group:
+            self._held = (group, dict(group_rows(self._file, self._header, group)))
+        return self._held[1][digest]
+
+
+@contextmanager
+def stored_rows(storage: Storage, path: str) -> Iterator[StoredRows]:
+    """A published shard, to look rows up in."""
+    with _file(storage, path) as (file, uri):
+        yield StoredRows(file, footer_of(file, uri).header)
 
 
 def verify_content(storage: Storage, path: str) -> ShardFooter:
@@ -192,12 +260,12 @@ def _verify_local(local: Path, written: ShardFooter, uri: str) -> None:
 
 def _entry(footer: ShardFooter, size_bytes: int) -> ShardEntry:
     return {
-        "name": shard_name(footer.header.shard),
+        "name": embedding_shard_name(footer.header.shard, footer.header.sequences_digest),
         "sequences": footer.sequences,
         "positions": footer.positions,
         "bytes": size_bytes,
         "content_digest": footer.content_digest,
-        "transcripts_digest": footer.header.transcripts_digest,
+        "sequences_digest": footer.header.sequences_digest,
         "quarantined": footer.quarantined_by_reason(),
         "counts": footer.counts,
     }

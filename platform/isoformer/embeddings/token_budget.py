@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass
@@ -17,6 +17,17 @@ class TokenBudget:
     halvings: int = 0
 
     def halve(self) -> None:
-        self.tokens = max(1, self.tokens // 2)
-        self.must_hold_each = False
+        self.shrink_to(max(1, self.tokens // 2))
         self.halvings += 1
+
+    def shrink_to(self, tokens: int) -> None:
+        """No more than so many from now on, since memory ran out; a sequence that is longer goes alone."""
+        if tokens < self.tokens:
+            self.tokens, self.must_hold_each = tokens, False
+
+    def limited(self, tokens: int | None) -> TokenBudget:
+        """A budget of its own, shrunk to what is known to fit."""
+        budget = replace(self)
+        if tokens is not None:
+            budget.shrink_to(tokens)
+        return budget

@@ -89,7 +89,7 @@ class JoinedStates:
     def add(self, table: pa.Table, index: int) -> None:
         """Join one shard's rows with its embeddings."""
         states = self.dataset.read_shard(index)
-        footer = read_footer(self.dataset.storage, self.dataset.prefix + shard_name(index))
+        footer = read_footer(self.dataset.storage, self.dataset.shard_path(index))
         ids = table["transcript_id"].to_pylist()
         digests = table[digest_column(self.modality)].to_pylist()
         for transcript_id, digest in zip(ids, digests, strict=True):

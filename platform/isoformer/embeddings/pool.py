@@ -1,0 +1,489 @@
+"""Hand the shards of a plan to workers, and see every one of them done: the driver of an embedding run.
+
+Plain Ray tasks cut and tokenise a few shards ahead; plain Ray actors (`EncodeWorker`) encode and write
+them. Each worker has one shard on its device and one waiting. What this loop sees to, and a pool that is
+handed out by a library does not:
+
+- the costliest shard goes first; at the end an idle worker takes over a shard that still waits elsewhere, and
+  doubles one whose worker is far slower than the others (the store keeps whichever is published first);
+- a worker that is lost is replaced and its shards are done again; one that makes no progress is named, killed
+  and replaced;
+- a shard that kills its worker again and again is encoded with a witness, then its suspect sequences alone,
+  until the guilty one is known and set aside;
+- all of this within `most_failures`, after which the run ends with an error and can be started again.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from statistics import median
+from typing import Any, Final
+
+from isoformer.embeddings import counters
+from isoformer.embeddings.cluster import kill_process, require_room
+from isoformer.embeddings.config import EmbedConfig
+from isoformer.embeddings.plan import Plan, ShardWork
+from isoformer.embeddings.workers import (
+    EncodeWorker,
+    Orders,
+    ShardSummary,
+    WorkError,
+    WorkerSettings,
+    WorkerStatus,
+    tokenise_work,
+)
+from isoformer.errors import ClusterError, FingerprintError, StorageError
+
+CRASHES: Final = "crashes_worker"
+STALLS: Final = "stalls_worker"
+
+_POLL_SECONDS: Final = 1.0
+_SHARDS_A_WORKER: Final = 2
+_ATTEMPTS: Final = 5
+"""Failures of one shard since a sequence of it was last set aside."""
+_STRIKES: Final = 2
+"""So often a sequence must have lost its worker while it was alone."""
+_SLOW: Final = 3.0
+_SLOW_SECONDS: Final = 30.0
+_BACK_OFF_SECONDS: Final = 1.0
+
+_PHRASES: Final = {"its node has died": "node_lost", "running low on memory": "out_of_memory"}
+"""What Ray says of a worker's end, and what we call it."""
+
+Name = tuple[int, int]
+Ref = Any
+
+
+@dataclass(frozen=True)
+class PoolStatus:
+    """Told every second. `busy`: part of the workers' time that their devices were at work."""
+
+    workers: int
+    tokens_done: int
+    busy: float | None
+    notes: list[str]
+
+
+@dataclass
+class _Item:
+    """A shard to be done, and how its earlier attempts went."""
+
+    work: ShardWork
+    tokens: Ref | None = None
+    orders: Orders = field(default_factory=Orders)
+    failures: int = 0
+    strikes: Counter[str] = field(default_factory=Counter)
+    not_before: float = 0.0
+
+
+@dataclass(eq=False)
+class _Slot:
+    """A worker: what it has been given, what it last said of itself."""
+
+    handle: Any
+    identity: Ref | None
+    place: tuple[str, str, int] = ("", "", 0)
+    running: dict[Ref, Name] = field(default_factory=dict)
+    encoder: int | None = None
+    status: WorkerStatus | None = None
+    asked: Ref | None = None
+    answered_at: float = 0.0
+    encoding_since: dict[Name, float] = field(default_factory=dict)
+    kind: str = "worker_lost"
+
+    @property
+    def is_ready(self) -> bool:
+        return self.identity is None
+
+    @property
+    def told(self) -> str:
+        return f"{self.place[0]}:{self.place[2]}" if self.is_ready else "a worker that has not started"
+
+
+class Witness:
+    """An actor without a device: it outlives the worker that tells it what it is about to do."""
+
+    def __init__(self) -> None:
+        self._last: dict[Name, list[str]] = {}
+
+    def note(self, work: Name, digests: list[str]) -> None:
+        self._last[work] = digests
+
+    def last(self, work: Name) -> list[str]:
+        return self._last.pop(work, [])
+
+
+@dataclass(frozen=True)
+class _RemoteWitness:
+    """`workers.Witness` over the actor; returns once the actor has it."""
+
+    handle: Any
+
+    def note(self, work: Name, digests: list[str]) -> None:
+        import ray
+
+        ray.get(self.handle.note.remote(work, digests))
+
+
+class Pool:
+    """One run over a plan's work. Ray must be connected. Use `run` once."""
+
+    def __init__(self, config: EmbedConfig, planned: Plan, settings: WorkerSettings) -> None:
+        self._config, self._planned, self._settings = config, planned, settings
+        self._items = {item.name: _Item(item) for item in planned.work}
+        self._waiting = deque(item.name for item in planned.work)
+        self._tokenising: dict[Ref, Name] = {}
+        self._tokenised: deque[Name] = deque()
+        self._done: dict[Name, ShardSummary] = {}
+        self._slots: list[_Slot] = []
+        self._witness: Any = None
+        self._polled_at = time.monotonic()
+        self.failures: Counter[str] = Counter()
+        self.notes: list[str] = []
+
+    def run(self) -> Iterator[ShardSummary | PoolStatus]:
+        """Summaries as shards are done, and a status every second in between.
+
+        The error that a worker met, where it is the input's or the configuration's; ClusterError where the
+        run is given up. Nothing that was published is lost.
+        """
+        require_room(self._config)
+        try:
+            for _ in range(min(self._config.actors, len(self._items))):
+                self._slots.append(self._started())
+            while len(self._done) < len(self._items):
+                self._tokenise_ahead()
+                self._hand_out()
+                for ref in self._finished():
+                    summary = self._taken(ref)
+                    if summary is not None:
+                        yield summary
+                if time.monotonic() - self._polled_at >= self._poll_seconds:
+                    yield self._polled()
+        finally:
+            self._end()
+
+    @property
+    def _poll_seconds(self) -> float:
+        """Ten thousand workers are asked every hundred seconds, not all in each."""
+        return max(_POLL_SECONDS, len(self._slots) / 100)
+
+    def _started(self) -> _Slot:
+        import ray
+
+        config = self._config
+        actor: Any = ray.remote(
+            num_cpus=config.cpus_per_actor,
+            num_gpus=config.gpus_per_actor,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=_SHARDS_A_WORKER,
+            concurrency_groups={"status": 1},
+            scheduling_strategy="SPREAD",
+        )(EncodeWorker)
+        handle = actor.remote(self._settings)
+        return _Slot(handle, handle.identity.remote())
+
+    def _tokenise_ahead(self) -> None:
+        """A shard for every worker, and one more for every task."""
+        import ray
+
+        task: Any = ray.remote(num_cpus=1)(tokenise_work)
+        ahead = len(self._slots) + self._config.tokenise_tasks - len(self._tokenised)
+        while self._waiting and len(self._tokenising) < min(self._config.tokenise_tasks, ahead):
+            name = self._waiting.popleft()
+            item = self._items[name]
+            item.tokens = task.remote(item.work, self._planned.source, self._planned.passes)
+            self._tokenising[item.tokens] = name
+
+    def _hand_out(self) -> None:
+        ready = [slot for slot in self._slots if slot.is_ready]
+        for round_ in range(_SHARDS_A_WORKER):
+            for slot in ready:
+                if len(slot.running) == round_ and (name := self._next(slot)) is not None:
+                    self._give(slot, name)
+        if not (self._waiting or self._tokenising or self._tokenised):
+            for slot in ready:
+                if not slot.running:
+                    self._take_over(slot)
+
+    def _next(self, slot: _Slot) -> Name | None:
+        """The next shard in order, of the encoder that the worker has loaded if there is one."""
+        now = time.monotonic()
+        allowed = [name for name in self._tokenised if self._items[name].not_before <= now]
+        name = next((name for name in allowed if name[0] == slot.encoder), allowed[0] if allowed else None)
+        if name is not None:
+            self._tokenised.remove(name)
+        return name
+
+    def _give(self, slot: _Slot, name: Name) -> None:
+        item = self._items[name]
+        ref = slot.handle.encode.remote(item.work, item.tokens, item.orders)
+        slot.running[ref] = name
+        slot.encoder = name[0]
+
+    def _take_over(self, idle: _Slot) -> None:
+        """The costliest shard that waits at another worker, or one that goes far slower than it should."""
+        for name in [item.name for item in self._planned.work]:
+            owners = [slot for slot in self._slots if name in slot.running.values()]
+            if name in self._done or len(owners) != 1 or owners[0].status is None:
+                continue
+            stage = owners[0].status.stages.get(name)
+            is_slow = stage == "encoding" and self._is_slow(owners[0], name)
+            if stage == "waiting" and len(owners[0].running) > 1:
+                self._tell_to_abandon(owners[0], name, started_too=False)
+            elif not is_slow:
+                continue
+            else:
+                self._say(f"{owners[0].told} is slow on shard {name[1]}: another worker does it too")
+            self._give(idle, name)
+            return
+
+    def _is_slow(self, slot: _Slot, name: Name) -> bool:
+        """By what the other shards of the same encoder took a token."""
+        rates = [
+            done.encode_seconds / done.workload.tokens
+            for other, done in self._done.items()
+            if other[0] == name[0] and done.workload.tokens
+        ]
+        if not rates:
+            return False
+        expected = median(rates) * self._items[name].work.load.tokens
+        spent = time.monotonic() - slot.encoding_since.get(name, time.monotonic())
+        return spent > _SLOW * expected + _SLOW_SECONDS
+
+    def _tell_to_abandon(self, slot: _Slot, name: Name, *, started_too: bool) -> None:
+        slot.handle.abandon.options(concurrency_group="status").remote(name, started_too=started_too)
+
+    def _finished(self) -> list[Ref]:
+        import ray
+
+        refs = [
+            *self._tokenising,
+            *(ref for slot in self._slots for ref in slot.running),
+            *(slot.identity for slot in self._slots if slot.identity is not None),
+            *(slot.asked for slot in self._slots if slot.asked is not None),
+        ]
+        if not refs:
+            time.sleep(0.05)  # a shard that is held back for a moment after a failure
+            return []
+        found, others = ray.wait(refs, num_returns=1, timeout=0.2, fetch_local=False)
+        if not found or not others:
+            return found
+        return [*found, *ray.wait(others, num_returns=len(others), timeout=0, fetch_local=False)[0]]
+
+    def _taken(self, ref: Ref) -> ShardSummary | None:
+        if ref in self._tokenising:
+            self._tokenised.append(self._tokenising.pop(ref))
+            return None
+        for slot in list(self._slots):
+            if ref == slot.identity:
+                self._welcome(slot)
+            elif ref == slot.asked:
+                self._heard(slot)
+            elif ref in slot.running:
+                return self._result(slot, ref)
+        return None
+
+    def _welcome(self, slot: _Slot) -> None:
+        import ray
+        from ray.exceptions import RayError
+
+        identity: Ref = slot.identity
+
+        try:
+            slot.place = ray.get(identity)
+        except RayError as error:
+            self._lost(slot, error)
+            return
+        slot.identity, slot.answered_at = None, time.monotonic()
+
+    def _heard(self, slot: _Slot) -> None:
+        import ray
+        from ray.exceptions import RayError
+
+        asked: Ref = slot.asked
+        slot.asked = None
+        try:
+            status: WorkerStatus = ray.get(asked)
+        except RayError as error:
+            self._lost(slot, error)
+            return
+        now = time.monotonic()
+        slot.status, slot.answered_at = status, now
+        slot.encoding_since = {
+            name: slot.encoding_since.get(name, now)
+            for name, stage in status.stages.items()
+            if stage == "encoding"
+        }
+
+    def _result(self, slot: _Slot, ref: Ref) -> ShardSummary | None:
+        import ray
+        from ray.exceptions import RayActorError, RayError, RayTaskError
+
+        try:
+            result = ray.get(ref)
+        except RayActorError as error:
+            self._lost(slot, error)
+            return None
+        except RayTaskError as error:  # nothing that was foreseen, the device may be unusable
+            slot.kind = "worker_failed"
+            self._lost(slot, error)
+            return None
+        except RayError:  # its tokens are lost with the node that held them
+            name = slot.running.pop(ref)
+            self._waiting.appendleft(name)
+            return None
+        name = slot.running.pop(ref)
+        if isinstance(result, ShardSummary):
+            return self._summary(name, result)
+        if name in self._done:
+            return None
+        if isinstance(result, WorkError):
+            self._met(name, result, slot)
+        elif not any(name in other.running.values() for other in self._slots):
+            self._tokenised.appendleft(name)
+        return None
+
+    def _summary(self, name: Name, summary: ShardSummary) -> ShardSummary | None:
+        if name in self._done:
+            return None
+        self._done[name] = summary
+        self._items[name].tokens = None  # Ray may drop them
+        for slot in self._slots:
+            if name in slot.running.values():
+                self._tell_to_abandon(slot, name, started_too=True)
+        return summary
+
+    def _met(self, name: Name, error: WorkError, slot: _Slot) -> None:
+        """Storage is tried again; whatever else a worker names, the next worker would meet too."""
+        found = error.error()
+        if not isinstance(found, StorageError) or isinstance(found, FingerprintError):
+            raise found
+        item = self._items[name]
+        self._failed(item, "storage", f"{slot.told}: {found}")
+        item.not_before = time.monotonic() + _BACK_OFF_SECONDS * 2**item.failures * random.uniform(0.5, 1)
+        self._tokenised.appendleft(name)
+
+    def _lost(self, slot: _Slot, error: Exception) -> None:
+        """A worker is gone: its shards go back, the one it was at is suspected, another takes its place."""
+        import ray
+
+        self._slots.remove(slot)
+        ray.kill(slot.handle)
+        text = _first_line(error)
+        slot.kind = next((kind for phrase, kind in _PHRASES.items() if phrase in str(error)), slot.kind)
+        names = [name for name in slot.running.values() if name not in self._done]
+        guilty = self._at_fault(slot, names)
+        for name in names:
+            if not any(name in other.running.values() for other in self._slots):
+                self._tokenised.appendleft(name)
+        blamed = self._items[guilty] if guilty is not None else None
+        self._failed(blamed, slot.kind, f"{slot.told}, {_doing(slot)}: {text}")
+        if blamed is not None and slot.kind != "node_lost":
+            self._suspect(blamed, slot)
+        if len(self._slots) < len(self._items) - len(self._done):
+            self._slots.append(self._started())
+
+    def _at_fault(self, slot: _Slot, names: list[Name]) -> Name | None:
+        """What the worker said that it was at, or else what it was given first."""
+        stages = slot.status.stages if slot.status else {}
+        at_work = [name for name in names if stages.get(name) in ("loading", "encoding")]
+        return next(iter([*at_work, *names]), None)
+
+    def _suspect(self, item: _Item, slot: _Slot) -> None:
+        """With a witness first; then what it saw last goes alone; who was alone twice is set aside."""
+        import ray
+
+        if slot.kind == "out_of_memory":
+            budget = item.orders.most_tokens or self._settings.token_budget.tokens
+            item.orders = replace(item.orders, most_tokens=max(1, budget // 2))
+        if self._witness is None:
+            self._witness = ray.remote(num_cpus=0)(Witness).remote()
+        if item.orders.witness is None:
+            item.orders = replace(item.orders, witness=_RemoteWitness(self._witness))
+            return
+        seen: list[str] = ray.get(self._witness.last.remote(item.work.name))
+        if len(seen) != 1:
+            item.orders = replace(item.orders, alone=item.orders.alone | frozenset(seen))
+            return
+        item.strikes[seen[0]] += 1
+        item.orders = replace(item.orders, alone=item.orders.alone | {seen[0]})
+        if item.strikes[seen[0]] == _STRIKES:
+            reason = STALLS if slot.kind == "worker_stalled" else CRASHES
+            item.orders = replace(item.orders, left_out={**item.orders.left_out, seen[0]: reason})
+            item.failures = 0
+            self._say(f"sequence {seen[0]} of shard {item.work.shard} is set aside: {reason}")
+
+    def _failed(self, item: _Item | None, kind: str, text: str) -> None:
+        """Note a failure. ClusterError where there have been too many."""
+        self.failures[kind] += 1
+        encoder = self._planned.passes[item.work.encoder].spec.name if item else "none"
+        counters.count("isoformer_failures_total", 1, encoder=encoder, label=kind)
+        self._say(f"{kind}: {text}")
+        if kind == "node_lost":
+            return
+        if item is not None:
+            item.failures += 1
+        total = sum(count for kind, count in self.failures.items() if kind != "node_lost")
+        if total > self._config.most_failures or (item is not None and item.failures >= _ATTEMPTS):
+            counted = ", ".join(f"{kind} {count}" for kind, count in sorted(self.failures.items()))
+            raise ClusterError(
+                f"embedding is given up after {total} failures ({counted}); the last: {text}; what is "
+                "published stays: mend the cause, run the same command again and it goes on"
+            )
+
+    def _polled(self) -> PoolStatus:
+        """Ask every worker how it is; name and kill the ones that make no progress."""
+        now = self._polled_at = time.monotonic()
+        for slot in self._slots:
+            if not slot.is_ready:
+                continue
+            silent_seconds = now - slot.answered_at if slot.asked is not None else 0.0
+            still_seconds = slot.status.idle_seconds if slot.status and slot.running else 0.0
+            seconds = max(silent_seconds, still_seconds)
+            if seconds > self._config.stall_seconds and slot.kind != "worker_stalled":
+                self._say(f"{slot.told} has made no progress for {seconds:.0f} s, {_doing(slot)}: killed")
+                slot.kind = "worker_stalled"
+                kill_process(node=slot.place[1], pid=slot.place[2])
+            if slot.asked is None:
+                slot.asked = slot.handle.status.options(concurrency_group="status").remote()
+        statuses = [slot.status for slot in self._slots if slot.status]
+        alive = sum(status.alive_seconds for status in statuses)
+        return PoolStatus(
+            workers=sum(slot.is_ready for slot in self._slots),
+            tokens_done=self._tokens_done(statuses),
+            busy=sum(status.busy_seconds for status in statuses) / alive if alive else None,
+            notes=self.notes,
+        )
+
+    def _tokens_done(self, statuses: list[WorkerStatus]) -> int:
+        """Of shards that are published, and of those at work."""
+        published = sum(self._items[name].work.load.tokens for name in self._done)
+        at_work = {name: tokens for status in statuses for name, tokens in status.tokens.items()}
+        return published + sum(tokens for name, tokens in at_work.items() if name not in self._done)
+
+    def _say(self, text: str) -> None:
+        self.notes.append(text)
+        logging.getLogger("isoformer").warning("embed: %s", text)
+
+    def _end(self) -> None:
+        import ray
+
+        if ray.is_initialized():
+            for handle in [slot.handle for slot in self._slots] + ([self._witness] if self._witness else []):
+                ray.kill(handle)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[-1:] if "Traceback" in str(error) else lines[:2])[:300]
+
+
+def _doing(slot: _Slot) -> str:
+    return (slot.status.doing if slot.status else "") or "before its first pack"
