@@ -72,9 +72,8 @@ def show_plan(planned: Plan, out: Output) -> None:
             for encoder in planned.encoders
         ],
     )
-    out.say(
-        f"  expected: {_seconds(planned.forecast.seconds)}, start-up {_seconds(planned.forecast.startup_seconds)}"
-    )
+    expected = planned.forecast
+    out.say(f"  expected: {_seconds(expected.seconds)}, start-up {_seconds(expected.startup_seconds)}")
 
 
 def run_embed(settings: Settings, out: Output) -> EmbedReport:

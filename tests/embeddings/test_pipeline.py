@@ -95,7 +95,7 @@ def encode_actors() -> Iterator[psutil.Process]:
     """Ours only: descendants of this process."""
     for process in psutil.Process().children(recursive=True):
         try:
-            if "EncodeActor" in " ".join(process.cmdline()):
+            if "EncodeWorker" in " ".join(process.cmdline()):
                 yield process
         except psutil.NoSuchProcess:
             continue
@@ -152,7 +152,7 @@ def test_actors_that_leave_no_room_are_refused(
     monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(gcs_address=gcs_address))
     require_room(CONFIG)
     for config, text in (
-        (CONFIG.edited(actors=4), "need 5 CPU of 4 in the cluster; lower actors"),
+        (CONFIG.edited(actors=4), "need 5 CPU of 4 in the cluster; lower actors or"),
         (CONFIG.edited(gpus_per_actor=1), "need 1 GPU of 0 in the cluster"),
     ):
         if gcs_address.startswith("127."):

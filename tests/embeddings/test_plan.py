@@ -5,25 +5,22 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pytest
 
 from isoformer.config import build
 from isoformer.embeddings.config import EmbedConfig, EncoderJob
 from isoformer.embeddings.key import encoder_key
 from isoformer.embeddings.plan import Plan, plan
-from isoformer.embeddings.profile import read_profile
 from isoformer.embeddings.shard_sequences import TranscriptsSource, require_fit, tokenise
-from isoformer.embeddings.store import read_footer
+from isoformer.embeddings.store import read_footer, stored_rows
 from isoformer.embeddings.token_budget import TokenBudget
 from isoformer.embeddings.workers import (
-    EncodeActor,
+    EncodeWorker,
+    Orders,
     ShardSummary,
+    WorkError,
     WorkerSettings,
-    summary_of,
     tokenise_work,
-    work_table,
 )
 from isoformer.encoders.registry import EncoderChoice, get_spec
 from isoformer.errors import ConfigError, EncoderError, FingerprintError, StorageError
@@ -42,16 +39,22 @@ def root(tmp_path: Path) -> str:
     return str(tmp_path / "root")
 
 
-def do_work(planned: Plan, count: int | None = None) -> list[ShardSummary]:
+def do_work(planned: Plan, count: int | None = None, orders: Orders | None = None) -> list[ShardSummary]:
     """The workers' part, without Ray."""
-    choices = [group.choice for group in planned.groups]
-    actor = EncodeActor(
-        WorkerSettings(open_storage(planned.uri), choices, "cpu", "f16", TokenBudget(2048), 1)
+    worker = EncodeWorker(
+        WorkerSettings(open_storage(planned.uri), planned.passes, "cpu", "f16", TokenBudget(2048), 1)
     )
-    return [
-        summary_of(actor(tokenise_work(work_table(item), planned.source, choices)).to_pylist()[0])
-        for item in planned.work[:count]
-    ]
+    done = []
+    for item in planned.work[:count]:
+        summary = worker.encode(item, tokenise_work(item, planned.source, planned.passes), orders or Orders())
+        assert isinstance(summary, ShardSummary), summary
+        done.append(summary)
+    return done
+
+
+def shards(root: str) -> dict[str, bytes]:
+    storage = open_storage(root)
+    return {key: storage.read_bytes(key) for key in storage.list("embeddings/") if key.endswith(".parquet")}
 
 
 def test_what_is_wanted_is_counted_by_sequence(root: str) -> None:
@@ -66,7 +69,7 @@ def test_what_is_wanted_is_counted_by_sequence(root: str) -> None:
 
 def test_resume_is_a_set_difference(root: str) -> None:
     planned = plan(RNA, root)
-    tokens = [item.tokens for item in planned.work]
+    tokens = [item.load.tokens for item in planned.work]
     assert tokens == sorted(tokens, reverse=True)  # long first
     summary = do_work(planned, 1)[0]
     again = plan(RNA, root)
@@ -83,24 +86,100 @@ def test_one_pass_makes_all_resolutions_and_a_new_one_is_added(root: str) -> Non
     assert [len(item.missing) for item in fresh.work] == [2, 2, 2]
 
 
-def test_shards_of_other_transcripts_are_never_reused(root: str, tmp_path: Path) -> None:
+def test_layers_of_one_encoder_are_one_pass(root: str) -> None:
+    jobs = [
+        {"name": "esm2-tiny", "layer": layer, "resolution": resolution}
+        for layer, resolution in ((-1, "pooled"), (1, "tokens"), (-1, "bins:4"))
+    ]
+    together = plan(build(EmbedConfig, {"encoders": jobs}), root)
+    assert [len(each.datasets) for each in together.passes] == [3]
+    do_work(together)
+    made = shards(root)
+    for key in made:
+        open_storage(root).delete(key)
+    for job in jobs:
+        do_work(plan(build(EmbedConfig, {"encoders": [job]}), root))
+    assert shards(root) == made
+    assert len(made) == 9
+
+
+def test_grown_transcripts_copy_what_is_there(root: str, tmp_path: Path) -> None:
+    """As many genes again, dealt differently: only the new ones are encoded, and the rows are the same."""
     do_work(plan(RNA, root))
-    other = tmp_path / "other"
-    write_dataset(str(other), seed=1)
-    (other / "embeddings").symlink_to(Path(root) / "embeddings")
-    with pytest.raises(FingerprintError, match=r"shard-00000\.parquet.*transcripts_digest '\w+' \(wanted"):
-        plan(RNA, str(other))
+    storage = open_storage(root)
+    for key in storage.list("transcripts/"):
+        storage.delete(key)
+    write_dataset(root, shards=4, genes_per_shard=6, poison_protein=True)  # the first genes are drawn alike
+    planned = plan(RNA, root)
+    held = {
+        digest
+        for path in {path for item in planned.work for paths in item.reuse.values() for path in paths}
+        for digest in rows_of_shard(root, path)
+    }
+    assert planned.encoders[0].reused_sequences == sum(item.reused for item in planned.work) > 0
+    summaries = do_work(planned)
+    assert sum(item.reused for item in summaries) == planned.encoders[0].reused_sequences == len(held)
+    assert sum(item.workload.sequences for item in summaries) == 48 - len(held)
+    afresh = str(tmp_path / "afresh")
+    write_dataset(afresh, shards=4, genes_per_shard=6, poison_protein=True)
+    do_work(plan(RNA, afresh))
+    assert shards(afresh).items() <= shards(root).items()
+
+
+def rows_of_shard(root: str, path: str) -> list[str]:
+    with stored_rows(open_storage(root), path) as rows:
+        return rows.digests()
+
+
+def test_a_shard_under_the_wrong_name_is_refused(root: str) -> None:
+    do_work(plan(RNA, root))
+    first, second = sorted(shards(root))[:2]
+    open_storage(root).write_bytes(first, shards(root)[second])
+    with pytest.raises(FingerprintError, match=r"shard-00000\.\w+\.parquet.*shard 1 \(wanted 0\)"):
+        plan(RNA, root)
+
+
+def test_what_another_run_published_meanwhile_is_not_made_again(root: str) -> None:
+    planned = plan(RNA, root)
+    do_work(planned)
+    again = do_work(planned)
+    assert [item.workload.sequences for item in again] == [0, 0, 0]
+    assert [item.entries.keys() for item in again] == [set(planned.passes[0].keys)] * 3
 
 
 def test_quarantine_is_counted_and_listed(root: str) -> None:
     config = EmbedConfig(encoders=(EncoderJob(name="composition-protein"),))
     planned = plan(config, root)
-    key = next(iter(planned.groups[0].keys.values()))
+    (key,) = planned.passes[0].keys
     quarantined = [summary.entries[key]["quarantined"] for summary in do_work(planned)]
     assert sum(reasons.get("no_valid_letter", 0) for reasons in quarantined) == 1
-    footer = read_footer(open_storage(root), f"embeddings/protein/{key}/shard-00000.parquet")
+    footer = read_footer(open_storage(root), min(shards(root)))
     assert list(footer.quarantined.values()) == ["no_valid_letter"]
-    assert not set(footer.quarantined) & set(tokenise(planned.source, 0, planned.groups[0].choice).digests)
+    assert not set(footer.quarantined) & set(tokenise(planned.source, 0, planned.passes[0].choice).digests)
+
+
+def test_a_sequence_that_is_left_out_is_quarantined_with_its_reason(root: str) -> None:
+    planned = plan(RNA, root)
+    work = planned.work[0]
+    digest = tokenise(planned.source, work.shard, planned.passes[0].choice).digests[3]
+    (summary,) = do_work(planned, 1, Orders(left_out={digest: "crashes_worker"}))
+    (entry,) = summary.entries.values()
+    assert entry["quarantined"] == {"crashes_worker": 1}
+    assert entry["sequences"] == work.load.sequences - 1
+
+
+def test_weights_that_spoil_everything_are_an_error(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("isoformer.embeddings.encode._poison", lambda encoded: ["not_finite"] * 99)
+    planned = plan(RNA, root)
+    settings = WorkerSettings(
+        open_storage(root), planned.passes, "cpu", "f16", TokenBudget(2048), 1, most_quarantined=0.1
+    )
+    work = planned.work[0]
+    error = EncodeWorker(settings).encode(work, tokenise_work(work, planned.source, planned.passes), Orders())
+    assert isinstance(error, WorkError)
+    assert "4 of the 8 sequences" in error.text
+    assert "(not_finite 4), more than embed.most_quarantined 0.1" in error.text
+    assert shards(root) == {}
 
 
 def test_dna_is_cut_around_the_tss(root: str) -> None:
@@ -135,16 +214,6 @@ def test_a_changed_reference_is_noticed(root: str, tmp_path: Path) -> None:
     source = TranscriptsSource.of(storage, mine, cache_dir=str(tmp_path / "cache"))
     with pytest.raises(StorageError, match="the reference was changed or damaged; prepare again"):
         tokenise(source, 0, EncoderChoice(name="composition-dna"))
-
-
-def test_unknown_speed_is_said_and_calibration_mends_it(root: str) -> None:
-    before = plan(RNA, root)
-    assert (before.expected_seconds, before.unknown) == (None, ["composition-rna.none"])
-    after = plan(RNA, root, calibrate_unknown=True)
-    assert after.unknown == []
-    assert after.expected_seconds is not None and after.expected_seconds > 0
-    assert len(read_profile(open_storage(root)).encoders) == 1
-    assert after.encoders[0].measured_on
 
 
 def test_a_root_without_transcripts(tmp_path: Path) -> None:
@@ -184,12 +253,3 @@ def test_keys_differ_wherever_a_value_could() -> None:
     assert variants[3].startswith("composition-rna.01234567.pooled.f16.")
     with pytest.raises(ConfigError, match="allowed: f16, f32"):
         encoder_key(spec, "none", "pooled", "f8")
-
-
-def test_workers_pass_plain_arrow(root: str) -> None:
-    planned = plan(RNA, root)
-    choices = [group.choice for group in planned.groups]
-    row = tokenise_work(work_table(planned.work[0]), planned.source, choices)
-    assert row.num_rows == 1
-    assert row.schema.field("token_ids").type == pa.large_binary()
-    assert len(np.frombuffer(row["offsets"][0].as_buffer(), np.int64)) == planned.work[0].sequences + 1

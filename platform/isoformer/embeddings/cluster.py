@@ -66,7 +66,7 @@ def kill_process(*, node: str, pid: int) -> None:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     strategy = NodeAffinitySchedulingStrategy(node, soft=False)
-    cast(Any, ray.remote(num_cpus=0, scheduling_strategy=strategy)(_kill)).remote(pid)
+    cast(Any, ray).remote(num_cpus=0, scheduling_strategy=strategy)(_kill).remote(pid)
 
 
 def _kill(pid: int) -> None:

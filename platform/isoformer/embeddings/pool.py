@@ -134,6 +134,9 @@ class Pool:
     """One run over a plan's work. Ray must be connected. Use `run` once."""
 
     def __init__(self, config: EmbedConfig, planned: Plan, settings: WorkerSettings) -> None:
+        import ray
+
+        self._ray: Any = ray  # whose types know less of it than it can do
         self._config, self._planned, self._settings = config, planned, settings
         self._items = {item.name: _Item(item) for item in planned.work}
         self._waiting = deque(item.name for item in planned.work)
@@ -174,10 +177,8 @@ class Pool:
         return max(_POLL_SECONDS, len(self._slots) / 100)
 
     def _started(self) -> _Slot:
-        import ray
-
         config = self._config
-        actor: Any = ray.remote(
+        actor: Any = self._ray.remote(
             num_cpus=config.cpus_per_actor,
             num_gpus=config.gpus_per_actor,
             max_restarts=0,
@@ -191,9 +192,7 @@ class Pool:
 
     def _tokenise_ahead(self) -> None:
         """A shard for every worker, and one more for every task."""
-        import ray
-
-        task: Any = ray.remote(num_cpus=1)(tokenise_work)
+        task: Any = self._ray.remote(num_cpus=1)(tokenise_work)
         ahead = len(self._slots) + self._config.tokenise_tasks - len(self._tokenised)
         while self._waiting and len(self._tokenising) < min(self._config.tokenise_tasks, ahead):
             name = self._waiting.popleft()
@@ -261,8 +260,6 @@ class Pool:
         slot.handle.abandon.options(concurrency_group="status").remote(name, started_too=started_too)
 
     def _finished(self) -> list[Ref]:
-        import ray
-
         refs = [
             *self._tokenising,
             *(ref for slot in self._slots for ref in slot.running),
@@ -272,10 +269,10 @@ class Pool:
         if not refs:
             time.sleep(0.05)  # a shard that is held back for a moment after a failure
             return []
-        found, others = ray.wait(refs, num_returns=1, timeout=0.2, fetch_local=False)
+        found, others = self._ray.wait(refs, num_returns=1, timeout=0.2, fetch_local=False)
         if not found or not others:
             return found
-        return [*found, *ray.wait(others, num_returns=len(others), timeout=0, fetch_local=False)[0]]
+        return [*found, *self._ray.wait(others, num_returns=len(others), timeout=0, fetch_local=False)[0]]
 
     def _taken(self, ref: Ref) -> ShardSummary | None:
         if ref in self._tokenising:
@@ -291,26 +288,21 @@ class Pool:
         return None
 
     def _welcome(self, slot: _Slot) -> None:
-        import ray
         from ray.exceptions import RayError
 
-        identity: Ref = slot.identity
-
         try:
-            slot.place = ray.get(identity)
+            slot.place = self._ray.get(slot.identity)
         except RayError as error:
             self._lost(slot, error)
             return
         slot.identity, slot.answered_at = None, time.monotonic()
 
     def _heard(self, slot: _Slot) -> None:
-        import ray
         from ray.exceptions import RayError
 
-        asked: Ref = slot.asked
-        slot.asked = None
+        asked, slot.asked = slot.asked, None
         try:
-            status: WorkerStatus = ray.get(asked)
+            status = self._ray.get(asked)
         except RayError as error:
             self._lost(slot, error)
             return
@@ -323,11 +315,10 @@ class Pool:
         }
 
     def _result(self, slot: _Slot, ref: Ref) -> ShardSummary | None:
-        import ray
         from ray.exceptions import RayActorError, RayError, RayTaskError
 
         try:
-            result = ray.get(ref)
+            result = self._ray.get(ref)
         except RayActorError as error:
             self._lost(slot, error)
             return None
@@ -372,10 +363,8 @@ class Pool:
 
     def _lost(self, slot: _Slot, error: Exception) -> None:
         """A worker is gone: its shards go back, the one it was at is suspected, another takes its place."""
-        import ray
-
         self._slots.remove(slot)
-        ray.kill(slot.handle)
+        self._ray.kill(slot.handle)
         text = _first_line(error)
         slot.kind = next((kind for phrase, kind in _PHRASES.items() if phrase in str(error)), slot.kind)
         names = [name for name in slot.running.values() if name not in self._done]
@@ -398,17 +387,15 @@ class Pool:
 
     def _suspect(self, item: _Item, slot: _Slot) -> None:
         """With a witness first; then what it saw last goes alone; who was alone twice is set aside."""
-        import ray
-
         if slot.kind == "out_of_memory":
             budget = item.orders.most_tokens or self._settings.token_budget.tokens
             item.orders = replace(item.orders, most_tokens=max(1, budget // 2))
         if self._witness is None:
-            self._witness = ray.remote(num_cpus=0)(Witness).remote()
+            self._witness = self._ray.remote(num_cpus=0)(Witness).remote()
         if item.orders.witness is None:
             item.orders = replace(item.orders, witness=_RemoteWitness(self._witness))
             return
-        seen: list[str] = ray.get(self._witness.last.remote(item.work.name))
+        seen: list[str] = self._ray.get(self._witness.last.remote(item.work.name))
         if len(seen) != 1:
             item.orders = replace(item.orders, alone=item.orders.alone | frozenset(seen))
             return
@@ -473,11 +460,9 @@ class Pool:
         logging.getLogger("isoformer").warning("embed: %s", text)
 
     def _end(self) -> None:
-        import ray
-
-        if ray.is_initialized():
+        if self._ray.is_initialized():
             for handle in [slot.handle for slot in self._slots] + ([self._witness] if self._witness else []):
-                ray.kill(handle)
+                self._ray.kill(handle)
 
 
 def _first_line(error: Exception) -> str:
