@@ -8,8 +8,8 @@ BYTE_STREAM_SPLIT under zstd.
 
 The file is read back from the page cache and written without being flushed to disk: the figures are of
 formats, not of a disk. A ratio is a contestant's seconds over those of `OURS` (`pooled OURS`), or its bytes
-over theirs; of writing and reading it is the CPU's seconds, which on a quiet machine are the clock's, and on a
-busy one still mean something.
+over theirs; for writing and reading it is of the CPU's seconds, which on a quiet machine are the clock's and
+on a busy one still mean something.
 """
 
 from __future__ import annotations
