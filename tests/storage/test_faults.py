@@ -104,18 +104,18 @@ def test_what_does_not_pass_is_told_in_time(
 ) -> None:
     storage.write_bytes("k", b"v" * 100_000)
     opened = storage.open_input("k")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2" if fault == "late answer" else "3")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
     proxy.probability, proxy.faults = 1.0, [fault]
-    for name, call in {**calls(storage, tmp_path), "read range": lambda: opened.read(10)}.items():
-        if fault == "conflict" and "if absent" not in name:
-            continue
+    everything = {"read range": lambda: opened.read(10), **calls(storage, tmp_path)}
+    only = {"conflict": ("write if absent", "put if absent"), "late answer": ("read", "put if absent")}
+    for name in only.get(fault, tuple(everything)):
         proxy.requests, begun = 0, time.monotonic()
         with pytest.raises(
-            StorageError, match=rf"^{storage.uri}.*: cannot be .*: tried [23] times in"
+            StorageError, match=rf"^{storage.uri}.*: cannot be .*: tried 3 times in"
         ) as caught:
-            call()
+            everything[name]()
         assert time.monotonic() - begun < 10
-        assert proxy.requests == (2 if fault == "late answer" else 3), name
+        assert 3 <= proxy.requests <= 5, name  # a put that is refused as taken asks whose object is there
         assert SECRET_KEY not in str(caught.value)
     assert not (tmp_path / "copy").exists()
 
@@ -200,7 +200,7 @@ def test_many_operations_among_faults(
 ) -> None:
     """Small objects and a few of some MB, while a reader without faults watches for partial ones."""
     proxy.probability = 0.3
-    sizes = {f"{n % 5}/{n:03d}": 4_000_000 if n % 40 == 0 else n * 97 for n in range(120)}
+    sizes = {f"{n % 5}/{n:03d}": 4_000_000 if n % 40 == 0 else n * 97 for n in range(100)}
     made = {key: payload(size, seed) for seed, (key, size) in enumerate(sizes.items())}
     done = threading.Event()
 
@@ -241,7 +241,7 @@ def test_one_of_many_writers_wins_and_each_knows(proxy: FaultyS3, storage: Stora
     proxy.probability = 0.3
     proxy.faults = [fault for fault in FAULTS if fault != "late answer"] + ["lost answer", "lost answer"]
     with ThreadPoolExecutor(8) as pool:
-        for n in range(16):
+        for n in range(12):
             made = [payload(2000, writer * (n % 2)) for writer in range(8)]
             won = list(
                 pool.map(lambda data, key=f"race/{n}": storage.write_bytes(key, data, if_absent=True), made)
@@ -254,7 +254,7 @@ def test_one_of_many_writers_wins_and_each_knows(proxy: FaultyS3, storage: Stora
 def test_parquet_among_faults(proxy: FaultyS3, storage: Storage) -> None:
     table = pa.table({name: range(n, 50_000 + n) for n, name in enumerate("abc")})
     sink = io.BytesIO()
-    pq.write_table(table, sink, row_group_size=5_000, write_page_checksum=True)
+    pq.write_table(table, sink, row_group_size=10_000, write_page_checksum=True)
     storage.write_bytes("t.parquet", sink.getvalue())
     proxy.probability = 0.3
     with storage.open_input("t.parquet") as source:
