@@ -123,6 +123,13 @@ def test_every_figure_of_every_contestant_is_there(result: Benchmark) -> None:
     json.dumps(result.to_json(), allow_nan=False)
 
 
+def test_the_kept_run_is_of_these_contestants_at_full_size() -> None:
+    kept = json.loads(Path(store.__file__).with_name("measured").joinpath("store.json").read_text())
+    assert kept["notes"]["figures"].keys() == set(ALL)
+    assert (kept["settings"]["megabytes"], kept["rounds"]) == (256, 3)
+    assert all(np.isfinite(list(figures.values())).all() for figures in kept["notes"]["figures"].values())
+
+
 def test_ratios_are_of_our_layout_of_the_same_kind() -> None:
     def turns(*seconds: float) -> list[store.Turn]:
         return [dict.fromkeys((*PARTS, "bytes"), one) for one in seconds]
