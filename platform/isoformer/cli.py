@@ -106,26 +106,34 @@ def prepare(settings: Settings, out: Output) -> None:
     out.result(manifest.model_dump(mode="json"))
 
 
+_budget = click.option(
+    "--budget-hours", type=click.FloatRange(0, min_open=True), help="Refuse to embed for longer than this."
+)
+
+
 @_verb
-@click.option("--calibrate", is_flag=True, help="Measure encoders whose speed is unknown, two seconds each.")
-def plan(settings: Settings, out: Output, calibrate: bool) -> None:
-    """Say what embedding would do, what is there already, and how long it takes."""
+@_budget
+def plan(settings: Settings, out: Output, budget_hours: float | None) -> None:
+    """Say what embedding would do, what is there already, how long it takes and what it costs."""
+    from isoformer.embeddings.forecast import require_budget
     from isoformer.embeddings.plan import plan as run
     from isoformer.stages import show_plan
 
     planned = run(settings.embed, settings.root)
     show_plan(planned, out)
     out.result(planned.summary())
+    require_budget(planned.forecast, budget_hours)
 
 
 @_verb
-def embed(settings: Settings, out: Output) -> None:
+@_budget
+def embed(settings: Settings, out: Output, budget_hours: float | None) -> None:
     """Embed the distinct sequences of the dataset; what is there already is not done again."""
     from isoformer.ray_session import ray_session
     from isoformer.stages import run_embed
 
     with ray_session(settings.ray):
-        report = run_embed(settings, out)
+        report = run_embed(settings, out, budget_hours=budget_hours)
     out.result(report.to_json())
 
 

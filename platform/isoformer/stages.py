@@ -55,10 +55,11 @@ def _show_manifest(manifest: Manifest, root: str, out: Output) -> None:
 
 
 def show_plan(planned: Plan, out: Output) -> None:
-    """What there is to do, an encoder a line."""
+    """What there is to do, an encoder pass a line; how long it takes, and what that costs."""
+    columns = ("encoder", "weights", "sequences", "duplicates saved", "tokens", "padding avoided")
     out.table(
         "Plan",
-        ("encoder", "weights", "sequences", "duplicates saved", "tokens", "shards there", "MB to write"),
+        (*columns, "shards there", "MB to write", "device time"),
         [
             (
                 _short(encoder.name),
@@ -66,25 +67,51 @@ def show_plan(planned: Plan, out: Output) -> None:
                 encoder.sequences,
                 encoder.duplicates_saved,
                 encoder.tokens,
+                f"{encoder.padding_avoided:.0%}",
                 f"{encoder.shards_present}/{encoder.shards_wanted}",
-                encoder.missing_bytes / 1e6,
+                f"{encoder.missing_bytes / 1e6:,.1f}",
+                _duration(encoder.missing_seconds if encoder.shards_present < encoder.shards_wanted else 0.0),
             )
             for encoder in planned.encoders
         ],
     )
     expected = planned.forecast
-    out.say(f"  expected: {_seconds(expected.seconds)}, start-up {_seconds(expected.startup_seconds)}")
+    out.say(
+        f"  expected: {_duration(expected.seconds)} on {expected.actors} actor(s), after a start-up of "
+        f"{_duration(expected.startup_seconds)}"
+    )
+    if expected.balance is not None:
+        out.say(
+            f"  device time: {_duration(expected.device_seconds)}; {expected.balance:.0%} of the actors' time"
+        )
+    if expected.unknown:
+        names = ", ".join(_short(name) for name in expected.unknown)
+        out.say(f"  not measured: {names}; to measure: isoformer benchmark profile")
+    if planned.prices:
+        out.table(
+            "Cost",
+            ("on", "nodes", "node-hours", "dollars"),
+            [
+                (price.name, price.nodes, _rounded(price.node_hours), _rounded(price.dollars))
+                for price in planned.prices
+            ],
+        )
 
 
-def run_embed(settings: Settings, out: Output) -> EmbedReport:
-    """Plan, embed with a progress bar, and set predicted beside actual. Ray must be connected."""
+def run_embed(settings: Settings, out: Output, *, budget_hours: float | None = None) -> EmbedReport:
+    """Plan, embed with a progress bar, and set predicted beside actual. Ray must be connected.
+
+    BudgetError, before a worker is started, where by the plan it takes longer than `budget_hours`.
+    """
     from isoformer.embeddings.cluster import alive_nodes
+    from isoformer.embeddings.forecast import require_budget
     from isoformer.embeddings.pipeline import embed
     from isoformer.embeddings.plan import plan
     from isoformer.storage import open_storage
 
     planned = plan(settings.embed, settings.root, nodes=alive_nodes())
     show_plan(planned, out)
+    require_budget(planned.forecast, budget_hours)
     with out.progress("embed") as advance:
 
         def told(progress: EmbedProgress) -> None:
@@ -388,6 +415,17 @@ def _short(name: str) -> str:
 
 def _count(number: int) -> str:
     return "" if not number else f"{number / 1e6:.1f}M" if number < 1e9 else f"{number / 1e9:.1f}B"
+
+
+def _duration(seconds: float | None) -> str:
+    """In seconds, or in hours where there are many."""
+    return _seconds(seconds) if seconds is None or seconds < 3600 else f"{seconds / 3600:,.1f} h"
+
+
+def _rounded(value: float | None) -> str:
+    if value is None:
+        return "unknown"
+    return f"{value:,.2f}" if value >= 1 else f"{value:.2g}"
 
 
 def _seconds(value: float | None) -> str:

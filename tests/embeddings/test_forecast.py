@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from isoformer.cli import main
 from isoformer.config import build
 from isoformer.embeddings.forecast import Forecast, NodeCost, Price, costs_by_price, forecast, require_budget
-from isoformer.embeddings.profile import EncoderCost
+from isoformer.embeddings.profile import EncoderCost, Profile, write_profile
 from isoformer.embeddings.workload import Workload
 from isoformer.errors import BudgetError, ConfigError
+from isoformer.storage import open_storage
+from tiny_dataset import write_dataset
 
 COST = EncoderCost(
     load_seconds=5.0,
@@ -59,7 +65,9 @@ def test_what_was_observed_counts() -> None:
 
 def test_nothing_to_do_takes_no_time() -> None:
     result = forecast([], (None,), 3, 4.0, names=NAMES)
-    assert (result.seconds, result.device_seconds, result.balance) == (0, 0, 1)
+    assert (result.seconds, result.device_seconds, result.balance, result.hours) == (0, 0, 1, 0)
+    assert costs_by_price(result, [Price(name="p", dollars_per_hour=1)], set()) == [NodeCost("p", 3, 0, 0)]
+    require_budget(result, 1e-9)
 
 
 def test_an_unknown_speed_is_said_and_only_where_there_is_work() -> None:
@@ -122,3 +130,66 @@ def test_a_budget_needs_a_known_speed() -> None:
     with pytest.raises(BudgetError, match=r"not measured: a, b: run `isoformer benchmark profile`"):
         require_budget(unknown, 1000)
     require_budget(unknown, None)
+    with pytest.raises(BudgetError, match=r"not measured: a, b, c, 2 more: run"):
+        require_budget(replace(unknown, unknown=["a", "b", "c", "d", "e"]), 1000)
+
+
+class TestTheCommandLine:
+    """`plan` and `embed` with `--budget-hours`, on a made-up dataset and made-up speeds."""
+
+    @pytest.fixture
+    def arguments(self, tmp_path: Path) -> list[str]:
+        write_dataset(str(tmp_path))
+        encoder = "embed.encoders=[{name: composition-rna, resolution: pooled}]"
+        return ["--set", f"root={tmp_path}", "--set", encoder, "--set", "embed.threads_per_actor=1"]
+
+    @staticmethod
+    def measured(root: Path, seconds_per_shard: float) -> None:
+        cost = replace(COST, seconds_per_shard=seconds_per_shard, seconds_per_token=0.0)
+        write_profile(open_storage(str(root)), Profile({"composition-rna.none|cpu-1": cost}, 60.0))
+
+    def refused(self, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        assert ended.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    def test_plan_refuses_past_the_budget_and_passes_within_it(
+        self, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert "not measured: composition-rna.none: run" in self.refused(
+            capsys, "plan", *arguments, "--budget-hours", "1"
+        )
+        self.measured(tmp_path, 3600.0)  # three shards
+        error = self.refused(capsys, "plan", *arguments, "--budget-hours", "3")
+        assert error.startswith(
+            "error: embedding would take 3.0 h on 1 actor(s), more than --budget-hours 3: "
+        )
+        main(["plan", *arguments, "--budget-hours", "3.1"])
+        assert "expected: 3.0 h on 1 actor(s), after a start-up of 60.0 s" in capsys.readouterr().out
+
+    def test_plan_prices_the_run(
+        self, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.measured(tmp_path, 3580.0)
+        here, there = (
+            "{name: here, dollars_per_hour: 2}",
+            "{name: there, dollars_per_hour: 9, hardware: H100}",
+        )
+        prices = f"embed.prices=[{here}, {there}]"
+        main(["plan", "--json", *arguments, "--set", prices])
+        known, unknown = json.loads(capsys.readouterr().out)["prices"]
+        assert known == {"name": "here", "nodes": 1, "node_hours": 3.0, "dollars": 6.0}
+        assert (unknown["node_hours"], unknown["dollars"]) == (3.0, None)
+        main(["plan", *arguments, "--set", prices])
+        assert re.search(r"there +1 +3\.00 +unknown", capsys.readouterr().out)
+
+    @pytest.mark.usefixtures("ray_local")
+    def test_embed_refuses_before_it_begins(
+        self, tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.measured(tmp_path, 3600.0)
+        assert "more than --budget-hours 2" in self.refused(
+            capsys, "embed", *arguments, "--budget-hours", "2"
+        )
+        assert not (tmp_path / "embeddings").exists()

@@ -51,9 +51,9 @@ class Forecast:
 
     @property
     def hours(self) -> float | None:
-        """Start-up, where it is known, and all that comes after."""
-        if self.seconds is None:
-            return None
+        """Start-up, where it is known, and all that comes after; 0 where there is nothing to do."""
+        if not self.seconds:
+            return self.seconds
         return (self.seconds + (self.startup_seconds or 0.0)) / _SECONDS_PER_HOUR
 
 
@@ -106,7 +106,7 @@ def costs_by_price(
     for price in prices:
         nodes = math.ceil(forecast.actors / price.actors_per_node)
         node_hours = None if forecast.hours is None else nodes * forecast.hours
-        known = node_hours is not None and _measured(price.hardware, measured_on)
+        known = node_hours == 0 or _measured(price.hardware, measured_on)
         dollars = node_hours * price.dollars_per_hour if node_hours is not None and known else None
         costs.append(NodeCost(price.name, nodes, node_hours, dollars))
     return costs
@@ -119,7 +119,7 @@ def require_budget(forecast: Forecast, budget_hours: float | None, what: str = "
     if forecast.hours is None:
         raise BudgetError(
             f"how long {what} takes is not known, so that --budget-hours {budget_hours:g} cannot be kept; "
-            f"not measured: {', '.join(forecast.unknown)}: run `isoformer benchmark profile`"
+            f"not measured: {_some(forecast.unknown)}: run `isoformer benchmark profile`"
         )
     if forecast.hours > budget_hours:
         raise BudgetError(
@@ -131,6 +131,11 @@ def require_budget(forecast: Forecast, budget_hours: float | None, what: str = "
 def _measured(hardware: str | None, measured_on: Collection[str]) -> bool:
     """Whether every speed was taken on this hardware."""
     return bool(measured_on) and all((hardware or "").lower() in name.lower() for name in measured_on)
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    more = [f"{len(names) - most} more"] if len(names) > most else []
+    return ", ".join([*names[:most], *more])
 
 
 def _hours(hours: float) -> str:
