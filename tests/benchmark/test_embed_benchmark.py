@@ -27,6 +27,7 @@ from isoformer.benchmark.engine_inputs import (
     token_budget_packs,
     variants,
 )
+from isoformer.benchmark.rounds import in_turns
 from isoformer.cli import main
 from isoformer.encoders.registry import EncoderChoice
 from isoformer.errors import ClusterError, ConfigError, EncoderError
@@ -143,6 +144,13 @@ def test_ratios_are_medians_of_pairs() -> None:
         "engine_over_script": 2.0,
         "engine_over_ray_data": 1.5,
     }
+
+
+def test_rounds_end_in_time_and_alternate() -> None:
+    order: list[str] = []
+    run = {name: lambda name=name: order.append(name) or len(order) for name in "ab"}  # type: ignore[misc]
+    assert in_turns(run, 2, most_seconds=math.inf) == {"a": [1, 4], "b": [2, 3]}
+    assert in_turns(run, 5, most_seconds=0.0) == {"a": [5], "b": [6]}
 
 
 def test_what_is_reported(job: Job) -> None:

@@ -152,7 +152,6 @@ def _contestants(job: Job, folder: Path) -> dict[str, Callable[[], Outcome]]:
                 resolution,
                 place.with_suffix(".yaml"),
                 gpus_per_actor=1 if job.device == "cuda" else 0,
-                cpus_per_actor=0 if job.device == "cuda" else 1,
             )
             contestants[place.name] = partial(_engine, folder / "root", config, place, _tokens(job))
         else:

@@ -37,8 +37,8 @@ RESOLUTION: Final = "tokens"
 _SEED: Final = 0
 _SHARDS: Final = 6
 """Of the single input; more input is more shards of the same size."""
-_NODES_TIMES: Final = 3
-_STEADY_SECONDS: Final = 4.0
+_NODES_TIMES: Final = 2
+_STEADY_SECONDS: Final = 6.0
 _ASSUMED_FLOPS_PER_SECOND: Final = 90e9
 """Of one core: only to choose how many proteins there are."""
 _MOST_SECONDS: Final = 540.0
@@ -84,7 +84,7 @@ class Run:
 def benchmark_scale(
     encoder: str = "esm2-8m", *, times: int = 8, rounds: int = 3, tokens: int | None = None
 ) -> Benchmark:
-    """Run the engine on about `tokens` tokens (null: about four seconds' worth) and on `times` as many, and
+    """Run the engine on about `tokens` tokens (null: about six seconds' worth) and on `times` as many, and
     on two layouts of nodes, in `rounds` rounds.
 
     ConfigError for an encoder that is no ESM-2; ClusterError where a run fails.
