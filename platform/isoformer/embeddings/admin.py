@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from isoformer.embeddings.key import dataset_prefix
 from isoformer.embeddings.shard_sequences import shard_sequences
@@ -30,7 +30,7 @@ from isoformer.embeddings.survey import READERS
 from isoformer.encoders.weights_store import file_checks
 from isoformer.errors import StorageError
 from isoformer.manifest import MANIFEST_KEY, Manifest, read_manifest
-from isoformer.schema import MODALITIES, Modality
+from isoformer.schema import MODALITIES
 from isoformer.sources.reference import reference_key
 from isoformer.storage import LocalStorage, Storage, open_storage
 
@@ -236,7 +236,7 @@ def _wanted_shards(storage: Storage, modality: str, manifest: Manifest) -> set[s
         return set()
     with ThreadPoolExecutor(READERS) as pool:
         shards = range(len(manifest.shards))
-        held = pool.map(lambda shard: shard_sequences(storage, shard, cast(Modality, modality)), shards)
+        held = pool.map(lambda shard: shard_sequences(storage, shard, modality), shards)
         return {
             embedding_shard_name(shard, sequences_digest(sequences.digests))
             for shard, sequences in enumerate(held)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -52,8 +53,11 @@ _SLOW: Final = 3.0
 _SLOW_SECONDS: Final = 30.0
 _BACK_OFF_SECONDS: Final = 1.0
 
+_CANNOT_START: Final = "error raised in its creation task"
 _PHRASES: Final = {"its node has died": "node_lost", "running low on memory": "out_of_memory"}
 """What Ray says of a worker's end, and what we call it."""
+
+_COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 Name = tuple[int, int]
 Ref = Any
@@ -112,10 +116,12 @@ class Witness:
         self._last: dict[Name, list[str]] = {}
 
     def note(self, work: Name, digests: list[str]) -> None:
+        self._last.pop(work, None)
         self._last[work] = digests
 
-    def last(self, work: Name) -> list[str]:
-        return self._last.pop(work, [])
+    def latest(self, works: list[Name]) -> tuple[Name, list[str]] | None:
+        """The last pack that was begun of any of these shards."""
+        return next(((work, self._last[work]) for work in reversed(self._last) if work in works), None)
 
 
 @dataclass(frozen=True)
@@ -222,7 +228,9 @@ class Pool:
 
     def _give(self, slot: _Slot, name: Name) -> None:
         item = self._items[name]
-        ref = slot.handle.encode.remote(item.work, item.tokens, item.orders)
+        witness = _RemoteWitness(self._witness) if self._witness is not None else None
+        orders = replace(item.orders, witness=witness)
+        ref = slot.handle.encode.remote(item.work, item.tokens, orders)
         slot.running[ref] = name
         slot.encoder = name[0]
 
@@ -322,9 +330,9 @@ class Pool:
         except RayActorError as error:
             self._lost(slot, error)
             return None
-        except RayTaskError as error:  # nothing that was foreseen, the device may be unusable
+        except RayTaskError as error:  # nothing that was foreseen; its device may be unusable
             slot.kind = "worker_failed"
-            self._lost(slot, error)
+            self._lost(slot, error, at=slot.running[ref])
             return None
         except RayError:  # its tokens are lost with the node that held them
             name = slot.running.pop(ref)
@@ -361,51 +369,49 @@ class Pool:
         item.not_before = time.monotonic() + _BACK_OFF_SECONDS * 2**item.failures * random.uniform(0.5, 1)
         self._tokenised.appendleft(name)
 
-    def _lost(self, slot: _Slot, error: Exception) -> None:
+    def _lost(self, slot: _Slot, error: Exception, at: Name | None = None) -> None:
         """A worker is gone: its shards go back, the one it was at is suspected, another takes its place."""
         self._slots.remove(slot)
         self._ray.kill(slot.handle)
-        text = _first_line(error)
+        text = _told(error)
+        if _CANNOT_START in str(error):
+            raise ClusterError(f"an embedding worker cannot start: {text}") from error
         slot.kind = next((kind for phrase, kind in _PHRASES.items() if phrase in str(error)), slot.kind)
         names = [name for name in slot.running.values() if name not in self._done]
-        guilty = self._at_fault(slot, names)
         for name in names:
             if not any(name in other.running.values() for other in self._slots):
                 self._tokenised.appendleft(name)
-        blamed = self._items[guilty] if guilty is not None else None
+        blamed = self._suspected(slot, [at] if at in names else names) if slot.kind != "node_lost" else None
         self._failed(blamed, slot.kind, f"{slot.told}, {_doing(slot)}: {text}")
-        if blamed is not None and slot.kind != "node_lost":
-            self._suspect(blamed, slot)
         if len(self._slots) < len(self._items) - len(self._done):
             self._slots.append(self._started())
 
-    def _at_fault(self, slot: _Slot, names: list[Name]) -> Name | None:
-        """What the worker said that it was at, or else what it was given first."""
-        stages = slot.status.stages if slot.status else {}
-        at_work = [name for name in names if stages.get(name) in ("loading", "encoding")]
-        return next(iter([*at_work, *names]), None)
+    def _suspected(self, slot: _Slot, names: list[Name]) -> _Item | None:
+        """The shard at which a worker was lost, if that can be told; what it was at is handled with care.
 
-    def _suspect(self, item: _Item, slot: _Slot) -> None:
-        """With a witness first; then what it saw last goes alone; who was alone twice is set aside."""
-        if slot.kind == "out_of_memory":
-            budget = item.orders.most_tokens or self._settings.token_budget.tokens
-            item.orders = replace(item.orders, most_tokens=max(1, budget // 2))
+        The first loss calls a witness. The pack that it saw last goes sequence by sequence from then on, and
+        one that was alone twice is set aside.
+        """
         if self._witness is None:
             self._witness = self._ray.remote(num_cpus=0)(Witness).remote()
-        if item.orders.witness is None:
-            item.orders = replace(item.orders, witness=_RemoteWitness(self._witness))
-            return
-        seen: list[str] = self._ray.get(self._witness.last.remote(item.work.name))
-        if len(seen) != 1:
-            item.orders = replace(item.orders, alone=item.orders.alone | frozenset(seen))
-            return
-        item.strikes[seen[0]] += 1
-        item.orders = replace(item.orders, alone=item.orders.alone | {seen[0]})
-        if item.strikes[seen[0]] == _STRIKES:
-            reason = STALLS if slot.kind == "worker_stalled" else CRASHES
-            item.orders = replace(item.orders, left_out={**item.orders.left_out, seen[0]: reason})
-            item.failures = 0
-            self._say(f"sequence {seen[0]} of shard {item.work.shard} is set aside: {reason}")
+            return self._items[names[0]] if len(names) == 1 else None
+        seen = self._ray.get(self._witness.latest.remote(names))
+        if seen is None:
+            return None
+        item, digests = self._items[seen[0]], seen[1]
+        orders = replace(item.orders, alone=item.orders.alone | frozenset(digests))
+        if slot.kind == "out_of_memory":
+            budget = orders.most_tokens or self._settings.token_budget.tokens
+            orders = replace(orders, most_tokens=max(1, budget // 2))
+        elif len(digests) == 1:
+            item.strikes[digests[0]] += 1
+            if item.strikes[digests[0]] == _STRIKES:
+                reason = STALLS if slot.kind == "worker_stalled" else CRASHES
+                orders = replace(orders, left_out={**orders.left_out, digests[0]: reason})
+                item.failures = 0
+                self._say(f"sequence {digests[0]} of shard {item.work.shard} is set aside: {reason}")
+        item.orders = orders
+        return item
 
     def _failed(self, item: _Item | None, kind: str, text: str) -> None:
         """Note a failure. ClusterError where there have been too many."""
@@ -465,9 +471,11 @@ class Pool:
                 self._ray.kill(handle)
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[-1:] if "Traceback" in str(error) else lines[:2])[:300]
+def _told(error: Exception) -> str:
+    """What Ray says in a page, in a line: the end of a traceback, the beginning of anything else."""
+    lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
+    is_traceback = any(line.startswith("File ") for line in lines)
+    return " ".join(lines[-1:] if is_traceback else lines[:1])[:300]
 
 
 def _doing(slot: _Slot) -> str:

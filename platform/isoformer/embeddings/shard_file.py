@@ -158,12 +158,18 @@ def rows_of(file: pq.ParquetFile, header: ShardHeader) -> Iterator[tuple[str, ND
 
 def group_rows(file: pq.ParquetFile, header: ShardHeader, group: int) -> list[tuple[str, NDArray[Any]]]:
     """The rows of one row group."""
+    table = file.read_row_group(group, use_threads=False).combine_chunks()
+    if not len(table):
+        return []
+    column = table["embedding"].chunk(0)
+    _, offsets, data = column.buffers()
+    starts = np.frombuffer(offsets, np.int64, len(table) + 1, column.offset * 8)
+    flat = np.frombuffer(data, np.uint8)
     dtype = NUMPY_DTYPES[header.dtype]
-    table = file.read_row_group(group, use_threads=False)
     digests, positions = table["digest"].to_pylist(), table["positions"].to_pylist()
     return [
-        (digest, np.frombuffer(table["embedding"][row].as_buffer(), dtype).reshape(length, header.width))
-        for row, (digest, length) in enumerate(zip(digests, positions, strict=True))
+        (digest, flat[start:end].view(dtype).reshape(length, header.width))
+        for digest, length, start, end in zip(digests, positions, starts, starts[1:], strict=False)
     ]
 
 
