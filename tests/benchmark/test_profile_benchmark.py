@@ -12,6 +12,7 @@ import torch
 
 from isoformer.benchmark import measure as timing
 from isoformer.benchmark.measure import measure
+from isoformer.benchmark.profile import benchmark_profile
 from isoformer.cli import main
 from isoformer.config import build
 from isoformer.embeddings.config import EmbedConfig, EncoderPass, encoder_passes
@@ -20,7 +21,7 @@ from isoformer.embeddings.profile import read_profile
 from isoformer.embeddings.shard_sequences import TokenizedShard, TranscriptsSource, tokenise
 from isoformer.encoders.registry import EncoderChoice, load_encoder
 from isoformer.encoders.spec import Encoded, Packed
-from isoformer.errors import EncoderError
+from isoformer.errors import ClusterError, EncoderError
 from isoformer.manifest import read_manifest
 from isoformer.storage import open_storage
 from tiny_dataset import write_dataset
@@ -139,3 +140,11 @@ def test_without_prepared_data_the_shipped_sample_stands_in(
     assert "the shipped human sample stands in" in captured.err.replace("\n", " ")
     assert "composition-protein.none" in captured.out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["profile.json"]
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_actors_of_a_node_measure_together_and_need_room(root: str) -> None:
+    measured = benchmark_profile(CONFIG.edited(actors=2, threads_per_actor=1), root, seconds=0.01)
+    assert [one.encoder for one in measured] == ["composition-rna.none"]
+    with pytest.raises(ClusterError, match="9 actors and one tokenise task need 10 CPU of 4"):
+        benchmark_profile(CONFIG.edited(actors=9, threads_per_actor=1), root, again=True)

@@ -1,14 +1,15 @@
 """`isoformer benchmark profile`: what each configured encoder pass costs on the hardware that will run it.
 
 In: a configuration and a root; where nothing is prepared there, the shipped sample stands in. Out: an
-`EncoderCost` a pass in the root's profile.json, from which `isoformer plan` says how long a run takes. A Ray
-actor with the configured CPUs, GPUs and threads measures (`measure.py`); here are the root, the actor and
-what is shown.
+`EncoderCost` a pass in the root's profile.json, from which `isoformer plan` says how long a run takes. As
+many Ray actors as a node will have, with the configured CPUs, GPUs and threads, measure at the same time
+(`measure.py`), since they share what the node has; here are the root, the actors and what is shown.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from isoformer.benchmark.measure import SECONDS_EACH, measure
 from isoformer.config import build
 from isoformer.console import Output
 from isoformer.demo_data import demo_paths
-from isoformer.embeddings.cluster import alive_nodes
+from isoformer.embeddings.cluster import alive_nodes, require_room
 from isoformer.embeddings.config import EmbedConfig, EncoderPass, encoder_passes
 from isoformer.embeddings.profile import EncoderCost, read_profile, write_profile
 from isoformer.embeddings.shard_sequences import TokenizedShard, TranscriptsSource, require_fit, tokenise
@@ -36,6 +37,7 @@ from isoformer.transcripts import prepare, run_here
 SHOWN_LENGTHS: Final = (128, 512, 2048)
 _SAMPLE_TOKENS: Final = 200_000
 _MOST_SHARDS: Final = 4
+_TYPICAL: Final = Workload.of([512] * 100, 512)
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,11 @@ def benchmark_profile(
     storage = open_storage(root)
     profile, threads = read_profile(storage), config.threads(alive_nodes())
     measured = []
-    with _prepared(storage, config, progress) as (source, shards), _actor(config, threads) as actor:
+    if (load := os.getloadavg()[0]) > (cores := len(os.sched_getaffinity(0))):
+        progress(
+            f"load average {load:.1f} on {cores} cores: what a busy machine is measured at, a quiet one beats"
+        )
+    with _prepared(storage, config, progress) as (source, shards), _actors(config, threads) as actors:
         for encoder_pass in encoder_passes(config, root):
             name = encoder_pass.name
             known = None if again else profile.cost(name, config.device, threads)
@@ -73,7 +79,7 @@ def benchmark_profile(
             if cost is None:
                 progress(f"measuring {name}")
                 require_fit(encoder_pass.spec, source.window_bases, source.storage.uri)
-                cost, started_after = actor(encoder_pass, source, shards, seconds)
+                cost, started_after = actors(encoder_pass, source, shards, seconds)
                 profile = profile.with_cost(name, config.device, threads, cost)
                 if profile.startup_seconds is None:
                     profile = replace(profile, startup_seconds=started_after)
@@ -115,12 +121,15 @@ class _MeasureActor:
     """Measures one pass after another in a process of its own."""
 
     def __init__(self, config: EmbedConfig, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
         self._config, self._threads = config, threads
 
     def measure(
         self, encoder_pass: EncoderPass, source: TranscriptsSource, shards: int, seconds: float
     ) -> tuple[EncoderCost, float]:
-        """The cost, and at what time the first encoder was loaded."""
+        """The cost, and at what time the encoder was loaded."""
         sequences = _sample(source, shards, encoder_pass)
         began = time.time()
         cost = measure(self._config, encoder_pass, sequences, self._threads, seconds=seconds)
@@ -131,22 +140,26 @@ Measure = Callable[[EncoderPass, TranscriptsSource, int, float], tuple[EncoderCo
 
 
 @contextmanager
-def _actor(config: EmbedConfig, threads: int) -> Iterator[Measure]:
-    """A function that measures in a Ray actor, with seconds from here to its first loaded encoder."""
+def _actors(config: EmbedConfig, threads: int) -> Iterator[Measure]:
+    """A function that measures in Ray actors: the middling cost, seconds from here to a loaded encoder."""
     import ray
 
+    require_room(config)
     began = time.time()
     remote: Any = ray.remote(num_cpus=config.cpus_per_actor, num_gpus=config.gpus_per_actor)(_MeasureActor)
-    actor = remote.remote(config, threads)
+    count = math.ceil((config.least_actors or config.actors) / alive_nodes())
+    actors = [remote.remote(config, threads) for _ in range(count)]
 
     def run(*arguments: Any) -> tuple[EncoderCost, float]:
-        cost, loaded_at = ray.get(actor.measure.remote(*arguments))
-        return cost, loaded_at - began
+        found = ray.get([actor.measure.remote(*arguments) for actor in actors])
+        costs = sorted((cost for cost, _ in found), key=lambda cost: cost.seconds(_TYPICAL))
+        return costs[len(costs) // 2], max(loaded_at for _, loaded_at in found) - began
 
     try:
         yield run
     finally:
-        ray.kill(actor)
+        for actor in actors:
+            ray.kill(actor)
 
 
 @contextmanager
