@@ -112,10 +112,14 @@ def run_embed(settings: Settings, out: Output, *, budget_hours: float | None = N
     planned = plan(settings.embed, settings.root, nodes=alive_nodes())
     show_plan(planned, out)
     require_budget(planned.forecast, budget_hours)
+    said: list[str] = []
     with out.progress("embed") as advance:
 
         def told(progress: EmbedProgress) -> None:
-            advance(progress.shards_done, progress.shards, progress.encoder)
+            advance(progress.tokens_done, progress.tokens, _live(progress))
+            for note in progress.notes[len(said) :]:
+                said.append(note)
+                out.note(note)
 
         report = embed(settings.embed, settings.root, planned=planned, progress=told)
     if report.shards_written:  # the HTML report sets planned beside actual
@@ -134,13 +138,36 @@ def run_embed(settings: Settings, out: Output, *, budget_hours: float | None = N
         "",
         [
             ("shards written / there before", f"{report.shards_written} / {report.shards_present}"),
-            ("duplicates saved", report.duplicates_saved),
+            ("rows copied from earlier shards", report.reused),
+            (
+                "tokens per second",
+                "" if report.tokens_per_second is None else round(report.tokens_per_second),
+            ),
+            ("device busy", "" if report.device_busy is None else f"{report.device_busy:.1%}"),
+            ("padding", f"{report.padding_fraction:.1%} of the tokens on the device"),
+            (
+                "duplicates saved",
+                f"{report.duplicates_saved:,} ({report.dedup_ratio:.2f} transcripts a sequence)",
+            ),
+            ("failures", counted(report.failures)),
             ("quarantined", counted(report.quarantined)),
             ("letters cropped or masked", counted(report.letters)),
             *(("note", note) for note in report.notes),
         ],
     )
     return report
+
+
+def _live(progress: EmbedProgress) -> str:
+    """What stands beside the bar, whose unit is the token."""
+    if not progress.tokens_per_second:
+        return "tokens, workers are starting"
+    left = (progress.tokens - progress.tokens_done) / progress.tokens_per_second
+    busy = "" if progress.busy is None else f", {progress.busy:.0%} busy"
+    return (
+        f"tokens, {progress.tokens_per_second:,.0f}/s{busy}, {_duration(left)} left; "
+        f"shard {progress.shards_done}/{progress.shards}, {progress.workers} x {progress.encoder}"
+    )
 
 
 def run_train(settings: Settings, out: Output, *, resume: bool = False) -> TrainResult:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from isoformer.embeddings.cluster import alive_nodes
@@ -31,17 +31,20 @@ __all__ = ["EmbedConfig", "EmbedProgress", "EmbedReport", "EncoderJob", "embed"]
 
 @dataclass(frozen=True)
 class EmbedProgress:
-    """Told after every shard, and every second. `busy`: part of the workers' time with the device at work."""
+    """Told after every shard, and every second. `busy`: part of the workers' time with the device at work.
+
+    `notes`: what has gone wrong so far, and what was done about it.
+    """
 
     shards_done: int
     shards: int
     tokens_done: int
     tokens: int
-    seconds: float
+    tokens_per_second: float | None
     encoder: str
     workers: int
     busy: float | None
-    notes: int
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def embed(
     nodes = alive_nodes()
     planned = planned or plan(config, root, nodes=nodes)
     pool = Pool(config, planned, _settings(config, planned, nodes))
-    told = _Told(planned, started_at)
+    told = _Told(planned, pool)
     summaries: list[ShardSummary] = []
     for event in pool.run() if planned.work else ():
         if isinstance(event, ShardSummary):
@@ -139,24 +142,25 @@ class _Told:
     """What is told while the run goes on."""
 
     planned: Plan
-    started_at: float
-    status: PoolStatus | None = None
+    pool: Pool
+    status: PoolStatus = field(default_factory=lambda: PoolStatus(0, 0, 0.0, None))
 
     def progress(self, summaries: Sequence[ShardSummary]) -> EmbedProgress:
         done = {(item.encoder, item.shard) for item in summaries}
         tokens_done = sum(item.load.tokens for item in self.planned.work if item.name in done)
         status = self.status
         last = summaries[-1].encoder if summaries else self.planned.work[0].encoder
+        running = status.running_seconds
         return EmbedProgress(
             shards_done=len(done),
             shards=len(self.planned.work),
-            tokens_done=max(tokens_done, status.tokens_done if status else 0),
+            tokens_done=max(tokens_done, status.tokens_done),
             tokens=sum(item.load.tokens for item in self.planned.work),
-            seconds=time.time() - self.started_at,
+            tokens_per_second=status.tokens_done / running if running else None,
             encoder=self.planned.passes[last].spec.name,
-            workers=status.workers if status else 0,
-            busy=status.busy if status else None,
-            notes=len(status.notes) if status else 0,
+            workers=status.workers,
+            busy=status.busy,
+            notes=list(self.pool.notes),
         )
 
 

@@ -15,7 +15,6 @@ handed out by a library does not:
 
 from __future__ import annotations
 
-import logging
 import random
 import re
 import time
@@ -65,12 +64,15 @@ Ref = Any
 
 @dataclass(frozen=True)
 class PoolStatus:
-    """Told every second. `busy`: part of the workers' time that their devices were at work."""
+    """Told every second. `busy`: part of the workers' time that their devices were at work.
+
+    `running_seconds`: since the first pack of any worker.
+    """
 
     workers: int
     tokens_done: int
+    running_seconds: float
     busy: float | None
-    notes: list[str]
 
 
 @dataclass
@@ -451,8 +453,8 @@ class Pool:
         return PoolStatus(
             workers=sum(slot.is_ready for slot in self._slots),
             tokens_done=self._tokens_done(statuses),
+            running_seconds=max((status.alive_seconds for status in statuses), default=0.0),
             busy=sum(status.busy_seconds for status in statuses) / alive if alive else None,
-            notes=self.notes,
         )
 
     def _tokens_done(self, statuses: list[WorkerStatus]) -> int:
@@ -463,7 +465,6 @@ class Pool:
 
     def _say(self, text: str) -> None:
         self.notes.append(text)
-        logging.getLogger("isoformer").warning("embed: %s", text)
 
     def _end(self) -> None:
         if self._ray.is_initialized():
