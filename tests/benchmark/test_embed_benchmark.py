@@ -23,11 +23,10 @@ from isoformer.benchmark.engine_inputs import (
     prepare_proteins,
     program_json,
     rows_of,
-    spread,
-    token_budget_packs,
     variants,
 )
 from isoformer.benchmark.rounds import in_turns
+from isoformer.benchmark.sequences import token_budget_packs
 from isoformer.cli import main
 from isoformer.encoders.registry import EncoderChoice
 from isoformer.errors import ClusterError, ConfigError, EncoderError
@@ -47,14 +46,6 @@ class TestInputs:
         assert [row.protein for row in job.rows] == PROTEINS
         assert {row.shard for row in job.rows} == {0, 1, 2}
         assert len({row.digest for row in job.rows}) == len(PROTEINS)
-
-    def test_a_spread_has_long_and_short_ones_in_a_fixed_order(self) -> None:
-        proteins = ["A" * length for length in range(1, 101)]
-        some = [len(one) for one in spread(proteins, 500, least=4)]
-        assert sorted(some) == [6, 17, 28, 39, 51, 62, 73, 84, 95]  # the middles of nine equal parts
-        assert some == [len(one) for one in spread(list(reversed(proteins)), 500, least=4)] != sorted(some)
-        assert len(spread(proteins, 1, least=4)) == 4
-        assert len(spread(proteins, 10**9, least=4)) == 100
 
     def test_variants_are_distinct_of_the_same_lengths_and_residues(self) -> None:
         made = variants(PROTEINS, 5)

@@ -9,12 +9,16 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
+import ray
+from prometheus_client.parser import text_string_to_metric_families
 
 from embeddings.driver import CONFIG
 from embeddings.test_plan import do_work
@@ -73,6 +77,43 @@ def test_on_s3_with_two_runs_at_once(ray_local: None, s3_root: str, undisturbed:
     assert sum(len(dataset.read_shard(shard)) for shard in range(len(dataset))) == SHARDS * 8
     assert plan(CONFIG, s3_root).work == []
     assert plan(CONFIG, s3_root).encoders[0].tokens_per_second is not None
+
+
+@pytest.mark.slow
+def test_prometheus_is_told(ray_local: None, tmp_path: Path) -> None:
+    """Scraped from the node as Prometheus does; other tests of the session may have counted too."""
+    root = prepared(str(tmp_path))
+    before = scraped()
+    report = embed(CONFIG, root)
+    expected = {
+        "tokens_total": report.tokens,
+        "sequences_total": report.sequences,
+        "bytes_written_total": report.bytes_written,
+        "shards_total": report.shards_written,
+        'quarantined_total{reason="no_valid_letter"}': 1,
+    }
+    deadline = time.monotonic() + 40
+    found: dict[str, float] = {}
+    while found != expected and time.monotonic() < deadline:
+        time.sleep(1)
+        found = {name: value - before[name] for name, value in scraped().items() if name in expected}
+    assert found == expected
+    assert 0 < scraped()["device_busy_fraction"] <= 6  # six datasets of three encoders, summed
+
+
+def scraped() -> Counter[str]:
+    """Sums over encoders and workers of what this node exports of ours."""
+    node = ray.nodes()[0]
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    text = urllib.request.urlopen(address, timeout=10).read().decode()
+    totals: Counter[str] = Counter()
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            name = sample.name.removeprefix("ray_isoformer_")
+            reason = sample.labels.get("reason")
+            if name != sample.name:
+                totals[f'{name}{{reason="{reason}"}}' if reason else name] += sample.value
+    return totals
 
 
 @pytest.mark.slow

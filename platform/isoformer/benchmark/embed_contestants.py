@@ -23,7 +23,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from isoformer.benchmark.engine_inputs import Row, Vectors, token_budget_packs
+from isoformer.benchmark.engine_inputs import Row, Vectors
+from isoformer.benchmark.sequences import token_budget_packs
 from isoformer.encoders.registry import EncoderChoice, load_encoder, load_tokenizer
 from isoformer.encoders.resolution import reduce
 from isoformer.encoders.spec import Encoder, Tokenized, pack

@@ -30,7 +30,11 @@ from transformers import EsmConfig, EsmModel
 
 from isoformer.benchmark.onnx_runtime import onnx_runtime
 from isoformer.benchmark.rounds import Benchmark, interleaved, machine, median_ratio, versions
-from isoformer.benchmark.sequences import protein_and_rna_tokens, spread_over_lengths
+from isoformer.benchmark.sequences import (
+    protein_and_rna_tokens,
+    spread_over_lengths,
+    token_budget_packs,
+)
 from isoformer.embeddings.config import CPU_BUDGET_TOKENS, GPU_BUDGET_TOKENS
 from isoformer.encoders import prepacked
 from isoformer.encoders.catalogue import PUBLISHED
@@ -113,12 +117,13 @@ def _measured(subject: Subject, rounds: int, seconds: float, threads: int, folde
     routes = _library_routes(subject, threads, folder)
     differences = {name: _difference(subject, states) for name, (_, states) in routes.items()}
     _require_agreement(differences, subject.choice.precision)
-    packs = _packs(subject.sample, subject.budget_tokens)
+    lengths = [len(one) for one in subject.sample]
+    packs = token_budget_packs(lengths, subject.budget_tokens)
     products = _products(subject)
 
     def packed() -> None:
         for members in packs:
-            subject.encoder.encode(pack(members))
+            subject.encoder.encode(pack([subject.sample[place] for place in members]))
 
     for run in (packed, *(run for run, _ in products.values())):  # the other routes are warm already
         run()
@@ -135,7 +140,6 @@ def _measured(subject: Subject, rounds: int, seconds: float, threads: int, folde
     rates = {name: [flops / taken for taken in raw[name]] for name, (_, flops) in products.items()}
     ratios = {f"packed_over_{name}": median_ratio(raw[name], raw["packed"]) for name in routes}
     ratios |= {f"{name}_fraction": median_ratio(ours, rate) for name, rate in rates.items()}
-    lengths = [len(one) for one in subject.sample]
     return Benchmark(
         "encoders",
         settings={
@@ -237,17 +241,6 @@ def _require_agreement(differences: dict[str, float], precision: Precision) -> N
                 f"benchmark encoders: {name} differs from our states by {difference:.1e}, more than "
                 f"{_AGREEMENT[precision]}: the routes do not compute the same model"
             )
-
-
-def _packs(sample: Sequence[Tokenized], budget_tokens: int) -> list[list[Tokenized]]:
-    """Long first, as many as the budget takes: what the embedding engine does."""
-    packs: list[list[Tokenized]] = []
-    for one in sorted(sample, key=len, reverse=True):
-        if packs and sum(map(len, packs[-1])) + len(one) <= budget_tokens:
-            packs[-1].append(one)
-        else:
-            packs.append([one])
-    return packs
 
 
 def _batches(sample: Sequence[Tokenized]) -> Iterator[list[Tokenized]]:

@@ -21,7 +21,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from isoformer.benchmark.sequences import _sample
+from isoformer.benchmark.sequences import sample, spread_over_lengths
 from isoformer.config import build, to_yaml
 from isoformer.encoders.catalogue import PUBLISHED
 from isoformer.encoders.registry import EncoderChoice
@@ -58,17 +58,10 @@ def require_esm2(name: str, benchmark: str) -> None:
 
 def sample_proteins(residues: int, *, least: int) -> list[str]:
     """Distinct proteins of about so many residues in all, in a fixed random order, long and short alike."""
-    real = sorted(set(_sample()[0]), key=lambda protein: (len(protein), protein))
-    return spread(variants(real, math.ceil(residues / sum(map(len, real)))), residues, least=least)
-
-
-def spread(proteins: Sequence[str], residues: int, *, least: int) -> list[str]:
-    """Some of the proteins, at equal steps of their sorted lengths, in a fixed random order."""
-    by_length = sorted(proteins, key=lambda protein: (len(protein), protein))
-    mean = sum(map(len, proteins)) / len(proteins)
-    count = int(np.clip(residues / mean, min(least, len(proteins)), len(proteins)))
-    places = ((np.arange(count) + 0.5) * len(proteins) / count).astype(np.int64)
-    return [by_length[place] for place in np.random.default_rng(0).permutation(places)]
+    real = sorted(set(sample()[0]), key=lambda protein: (len(protein), protein))
+    return spread_over_lengths(
+        variants(real, math.ceil(residues / sum(map(len, real)))), residues, least=least
+    )
 
 
 def variants(proteins: Sequence[str], times: int) -> list[str]:
@@ -156,19 +149,6 @@ def program_json(
         )
     found: dict[str, Any] = json.loads(text[text.index("{") :])
     return found
-
-
-def token_budget_packs(lengths: Sequence[int], budget_tokens: int) -> list[list[int]]:
-    """Places of sequences in packs, long first, as many as the budget takes: what the engine does."""
-    packs: list[list[int]] = []
-    room = 0
-    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
-        if not packs or lengths[place] > room:
-            packs.append([])
-            room = budget_tokens
-        packs[-1].append(place)
-        room -= lengths[place]
-    return packs
 
 
 Vectors = dict[str, NDArray[Any]]

@@ -11,10 +11,12 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import tempfile
 import time
 from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from isoformer.embeddings.key import dataset_prefix
@@ -166,7 +168,10 @@ def _verify_reference(storage: Storage, listed: str) -> None:
     key = reference_key(listed)
     digest = hashlib.blake2b(digest_size=16)
     try:
-        with storage.open_input(key) as file, gzip.open(file) as bases:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            gzip.open(storage.download(key, Path(folder, "reference"))) as bases,
+        ):
             while chunk := bases.read(_CHUNK_BYTES):
                 digest.update(chunk)
     except (OSError, EOFError) as error:

@@ -1,6 +1,6 @@
 """What an embedding run counts for Prometheus, through Ray's metrics; Ray puts `ray_` before each name.
 
-In a process without Ray nothing is counted.
+The driver counts, once a shard; workers show how they are. In a process without Ray nothing is counted.
 """
 
 from __future__ import annotations

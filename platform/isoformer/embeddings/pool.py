@@ -154,6 +154,7 @@ class Pool:
         self._slots: list[_Slot] = []
         self._witness: Any = None
         self._polled_at = time.monotonic()
+        self._halvings: dict[tuple[str, int], int] = {}
         self.failures: Counter[str] = Counter()
         self.notes: list[str] = []
 
@@ -355,11 +356,29 @@ class Pool:
         if name in self._done:
             return None
         self._done[name] = summary
+        self._count(summary)
         self._items[name].tokens = None  # Ray may drop them
         for slot in self._slots:
             if name in slot.running.values():
                 self._tell_to_abandon(slot, name, started_too=True)
         return summary
+
+    def _count(self, summary: ShardSummary) -> None:
+        """Here, not at the worker: a shard that is done twice counts once."""
+        encoder = self._planned.passes[summary.encoder].spec.name
+        before = self._halvings.get((summary.worker, summary.encoder), 0)
+        self._halvings[summary.worker, summary.encoder] = summary.budget_halvings
+        for name, value in (
+            ("isoformer_tokens_total", summary.workload.tokens),
+            ("isoformer_sequences_total", summary.workload.sequences),
+            ("isoformer_reused_total", summary.reused),
+            ("isoformer_shards_total", len(summary.entries)),
+            ("isoformer_bytes_written_total", summary.workload.output_bytes),
+            ("isoformer_out_of_memory_total", summary.budget_halvings - before),
+        ):
+            counters.count(name, value, encoder=encoder)
+        for reason, value in next(iter(summary.entries.values()))["quarantined"].items():
+            counters.count("isoformer_quarantined_total", value, encoder=encoder, label=reason)
 
     def _met(self, name: Name, error: WorkError, slot: _Slot) -> None:
         """Storage is tried again; whatever else a worker names, the next worker would meet too."""

@@ -243,7 +243,7 @@ class EncodeWorker:
             hardware=hardware(self._settings.device),
             worker=_name(),
         )
-        self._count(summary, made.quarantined)
+        self._show(summary)
         return summary
 
     def _present(self, work: ShardWork) -> tuple[dict[str, ShardEntry], list[ShardHeader]]:
@@ -344,16 +344,9 @@ class EncodeWorker:
         self._stages[work.name] = stage
         self._doing, self._progress_at = doing, time.monotonic()
 
-    def _count(self, summary: ShardSummary, quarantined: Mapping[str, str]) -> None:
+    def _show(self, summary: ShardSummary) -> None:
         encoder = self._settings.passes[summary.encoder].spec.name
         tokens, padding = summary.workload.tokens, summary.padding_tokens
-        counters.count("isoformer_tokens_total", tokens, encoder=encoder)
-        counters.count("isoformer_sequences_total", summary.workload.sequences, encoder=encoder)
-        counters.count("isoformer_reused_total", summary.reused, encoder=encoder)
-        counters.count("isoformer_shards_total", len(summary.entries), encoder=encoder)
-        counters.count("isoformer_bytes_written_total", summary.workload.output_bytes, encoder=encoder)
-        for reason in quarantined.values():
-            counters.count("isoformer_quarantined_total", 1, encoder=encoder, label=reason)
         counters.show("isoformer_padding_fraction", padding / max(1, tokens + padding), encoder=encoder)
         counters.show("isoformer_token_budget", summary.token_budget, encoder=encoder)
         if alive_seconds := self._alive_seconds():

@@ -198,4 +198,5 @@ def _ray_storage(folder: RunFolder) -> tuple[str, Any]:
     from pyarrow import fs
 
     path = "/".join(part for part in (storage.bucket, storage.prefix, f"{folder.prefix}ray") if part)
-    return path, fs.S3FileSystem(endpoint_override=storage.endpoint)
+    retries = fs.AwsStandardS3RetryStrategy(max_attempts=8)
+    return path, fs.S3FileSystem(endpoint_override=storage.endpoint, retry_strategy=retries)
