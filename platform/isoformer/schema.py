@@ -79,7 +79,7 @@ EMBEDDINGS_SCHEMA: Final = pa.schema(
         pa.field("embedding", pa.large_binary(), nullable=False),
     ]
 )
-"""One row a distinct sequence of a shard, sorted by digest.
+"""One row a distinct sequence of a shard, most tokens first, then by digest.
 
 `embedding` is the raw little-endian bytes of a C-ordered (positions, width) array; width and dtype stand in
 the file's metadata. Raw bytes read at memory speed and need no Arrow extension.

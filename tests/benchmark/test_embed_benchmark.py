@@ -56,7 +56,7 @@ class TestInputs:
             variants(PROTEINS, 1000)
 
     def test_the_sample_is_real_and_as_large_as_is_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(engine_inputs, "_sample", lambda: (PROTEINS, []))
+        monkeypatch.setattr(engine_inputs, "sample", lambda: (PROTEINS, []))
         total = sum(map(len, PROTEINS))
         assert set(engine_inputs.sample_proteins(total, least=1)) == set(PROTEINS)
         more = engine_inputs.sample_proteins(3 * total, least=1)

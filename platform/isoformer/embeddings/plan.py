@@ -26,7 +26,7 @@ from isoformer.embeddings.shard_sequences import (
     require_fit,
     shard_sequences,
 )
-from isoformer.embeddings.store import ShardEntry, present_entry, shard_key, stored_rows
+from isoformer.embeddings.store import ShardEntry, is_shard_key, present_entry, shard_key, stored_rows
 from isoformer.embeddings.survey import READERS, ShardSurvey, survey, surveys
 from isoformer.embeddings.workload import Workload
 from isoformer.errors import EncoderError
@@ -177,7 +177,7 @@ class _Present:
         with ThreadPoolExecutor(READERS) as pool:
             entries = pool.map(lambda header: present_entry(storage, header), found)
             there = dict(zip((header.shard for header in found), entries, strict=True))
-        return cls(there, [path for path in listed if path not in wanted])
+        return cls(there, [path for path in listed if path not in wanted and is_shard_key(path)])
 
 
 def _require_sequences(encoder_pass: EncoderPass, of_shards: Sequence[ShardSurvey], uri: str) -> None:

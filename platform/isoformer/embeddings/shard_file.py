@@ -146,8 +146,11 @@ def footer_of(file: pq.ParquetFile, uri: str) -> ShardFooter:
     text = (file.metadata.metadata or {}).get(_FOOTER)
     if text is None:
         raise StorageError(f"{uri}: is a Parquet file, but its footer says nothing of embeddings")
-    data = json.loads(text)
-    return ShardFooter(**{**data, "header": ShardHeader(**data["header"])})
+    try:
+        data = json.loads(text)
+        return ShardFooter(**{**data, "header": ShardHeader(**data["header"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise StorageError(f"{uri}: its footer is not one of this version: {error}") from None
 
 
 def rows_of(file: pq.ParquetFile, header: ShardHeader) -> Iterator[tuple[str, NDArray[Any]]]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,8 @@ from isoformer.schema import SCHEMA_VERSION, Modality, shard_name
 from isoformer.storage import Storage, explain_local
 
 # L positions of one sequence, D width
+
+_SHARD_NAME = re.compile(r"shard-\d{5,}\.[0-9a-f]{12}\.parquet")
 
 
 class ShardEntry(TypedDict):
@@ -123,6 +126,11 @@ def shard_key(header: ShardHeader) -> str:
     """Where a shard is, under the root."""
     name = embedding_shard_name(header.shard, header.sequences_digest)
     return dataset_prefix(header.modality, header.key) + name
+
+
+def is_shard_key(path: str) -> bool:
+    """Whether an object bears a shard's name."""
+    return _SHARD_NAME.fullmatch(path.rpartition("/")[2]) is not None
 
 
 class ShardWriter:
