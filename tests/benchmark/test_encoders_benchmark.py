@@ -171,12 +171,6 @@ def test_flops_are_those_of_the_layers_and_of_attention(short_sample: None) -> N
     assert subject.flops == pytest.approx(2 * layers * sum(lengths) + attention)
 
 
-def test_packs_hold_every_sequence_within_the_budget() -> None:
-    sample = [Tokenized(np.zeros(length, np.int32)) for length in (5, 90, 40, 60, 200, 10)]
-    packs = encoders._packs(sample, 100)
-    assert [[len(one) for one in members] for members in packs] == [[200], [90], [60, 40], [10, 5]]
-
-
 def test_a_sample_has_long_and_short_ones_in_a_fixed_order() -> None:
     tokens = [Tokenized(np.zeros(length, np.int32)) for length in range(1, 101)]
     some = [len(one) for one in spread_over_lengths(tokens, 500, least=4)]
