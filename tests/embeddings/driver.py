@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 
 from isoformer.embeddings.config import EmbedConfig, EncoderJob
-from isoformer.embeddings.pipeline import embed
+from isoformer.embeddings.pipeline import EmbedProgress, embed
 from isoformer.ray_session import RayConfig, ray_session
 
 CONFIG = EmbedConfig(
@@ -20,10 +21,13 @@ CONFIG = EmbedConfig(
 )
 
 
-def main(root: str, nodes: int = 1) -> None:
+def run(
+    config: EmbedConfig, root: str, nodes: int = 1, progress: Callable[[EmbedProgress], None] | None = None
+) -> None:
+    """On a private Ray: one node of four CPUs, or several of two with an actor for each."""
     if nodes == 1:
         with ray_session(RayConfig(num_cpus=4, object_store_mb=100)):
-            print(json.dumps(embed(CONFIG, root).to_json()))
+            print(json.dumps(embed(config, root, progress=progress).to_json()))
         return
     os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
     from ray.cluster_utils import Cluster
@@ -34,11 +38,10 @@ def main(root: str, nodes: int = 1) -> None:
         for _ in range(nodes - 1):
             cluster.add_node(**size)
         with ray_session(RayConfig(address=cluster.address)):
-            report = embed(CONFIG.edited(actors=nodes), root)
-            print(json.dumps(report.to_json()))
+            print(json.dumps(embed(config.edited(actors=nodes), root, progress=progress).to_json()))
     finally:
         cluster.shutdown()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    run(CONFIG, sys.argv[1], *map(int, sys.argv[2:]))
