@@ -20,14 +20,8 @@ def require_room(config: EmbedConfig) -> None:
     """
     import ray
 
-    cluster = cast(Any, ray).cluster_resources()
     least = config.least_actors or config.actors
-    needed = {"CPU": least * config.cpus_per_actor + 1, "GPU": least * config.gpus_per_actor}
-    short = [
-        f"{count:g} {name} of {cluster.get(name, 0):g}"
-        for name, count in needed.items()
-        if count > cluster.get(name, 0)
-    ]
+    short = _short(config, least)
     if not short:
         return
     text = (
@@ -37,6 +31,11 @@ def require_room(config: EmbedConfig) -> None:
     if str(ray.get_runtime_context().gcs_address).startswith("127."):
         raise ClusterError(text)
     logging.getLogger("isoformer").warning("%s, unless the cluster grows", text)
+
+
+def has_room(config: EmbedConfig, actors: int) -> bool:
+    """Whether the cluster as it is now holds so many actors and a tokenise task beside them."""
+    return not _short(config, actors)
 
 
 def alive_nodes() -> int:
@@ -67,6 +66,19 @@ def kill_process(*, node: str, pid: int) -> None:
 
     strategy = NodeAffinitySchedulingStrategy(node, soft=False)
     cast(Any, ray).remote(num_cpus=0, scheduling_strategy=strategy)(_kill).remote(pid)
+
+
+def _short(config: EmbedConfig, actors: int) -> list[str]:
+    """What so many actors and one tokenise task lack, in words."""
+    import ray
+
+    cluster = cast(Any, ray).cluster_resources()
+    needed = {"CPU": actors * config.cpus_per_actor + 1, "GPU": actors * config.gpus_per_actor}
+    return [
+        f"{count:g} {name} of {cluster.get(name, 0):g}"
+        for name, count in needed.items()
+        if count > cluster.get(name, 0)
+    ]
 
 
 def _kill(pid: int) -> None:

@@ -25,7 +25,7 @@ from statistics import median
 from typing import Any, Final
 
 from isoformer.embeddings import counters
-from isoformer.embeddings.cluster import kill_process, require_room
+from isoformer.embeddings.cluster import has_room, kill_process, require_room
 from isoformer.embeddings.config import EmbedConfig
 from isoformer.embeddings.plan import Plan, ShardWork
 from isoformer.embeddings.workers import (
@@ -467,6 +467,7 @@ class Pool:
                 kill_process(node=slot.place[1], pid=slot.place[2])
             if slot.asked is None:
                 slot.asked = slot.handle.status.options(concurrency_group="status").remote()
+        self._make_room()
         statuses = [slot.status for slot in self._slots if slot.status]
         alive = sum(status.alive_seconds for status in statuses)
         return PoolStatus(
@@ -475,6 +476,19 @@ class Pool:
             running_seconds=max((status.alive_seconds for status in statuses), default=0.0),
             busy=sum(status.busy_seconds for status in statuses) / alive if alive else None,
         )
+
+    def _make_room(self) -> None:
+        """After the loss of a node the workers may hold every CPU that is left, and nothing is tokenised."""
+        ready = [slot for slot in self._slots if slot.is_ready]
+        idle = [slot for slot in ready if not slot.running]
+        if self._tokenising and idle and len(ready) > 1 and not has_room(self._config, len(ready)):
+            self._say(f"{idle[-1].told} makes room: beside it no CPU is left to tokenise on")
+            self._slots.remove(idle[-1])
+            self._ray.kill(idle[-1].handle)
+            return
+        wanted = min(self._config.actors, len(self._items) - len(self._done))
+        if len(self._slots) < wanted and has_room(self._config, len(self._slots) + 1):
+            self._slots.append(self._started())  # a node has come back
 
     def _tokens_done(self, statuses: list[WorkerStatus]) -> int:
         """Of shards that are published, and of those at work."""
