@@ -20,6 +20,7 @@ import re
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any, Final
@@ -134,8 +135,10 @@ class _RemoteWitness:
 
     def note(self, work: Name, digests: list[str]) -> None:
         import ray
+        from ray.exceptions import RayActorError
 
-        ray.get(self.handle.note.remote(work, digests))
+        with suppress(RayActorError):  # it died: the next loss of a worker calls another
+            ray.get(self.handle.note.remote(work, digests))
 
 
 class Pool:
@@ -337,9 +340,10 @@ class Pool:
             slot.kind = "worker_failed"
             self._lost(slot, error, at=slot.running[ref])
             return None
-        except RayError:  # its tokens are lost with the node that held them
+        except RayError as error:  # its tokens are lost: with their node, or no task can make them
             name = slot.running.pop(ref)
             self._waiting.appendleft(name)
+            self._failed(self._items[name], "tokens_lost", f"shard {name[1]}: {_told(error)}")
             return None
         name = slot.running.pop(ref)
         if isinstance(result, ShardSummary):
@@ -413,10 +417,15 @@ class Pool:
         The first loss calls a witness. The pack that it saw last goes sequence by sequence from then on, and
         one that was alone twice is set aside.
         """
+        from ray.exceptions import RayActorError
+
         if self._witness is None:
             self._witness = self._ray.remote(num_cpus=0)(Witness).remote()
             return self._items[names[0]] if len(names) == 1 else None
-        seen = self._ray.get(self._witness.latest.remote(names))
+        try:
+            seen = self._ray.get(self._witness.latest.remote(names))
+        except RayActorError:
+            self._witness = seen = None
         if seen is None:
             return None
         item, digests = self._items[seen[0]], seen[1]
