@@ -15,14 +15,15 @@ from typing import Any, Literal
 
 import psutil
 
+from embeddings.chaos_driver import PACK_SECONDS
 from isoformer.storage import TEMPORARY_PREFIX
 
 DRIVER = Path(__file__).with_name("chaos_driver.py")
 RUN_SECONDS = 240.0
 """More than a run may take that is not stuck."""
 
-Target = Literal["driver", "actor", "tokeniser", "node", "head"]
-_IN_COMMAND_LINE = {"actor": "EncodeWorker", "tokeniser": "ray::tokenise_work"}
+Target = Literal["driver", "actor", "tokeniser", "witness", "node", "head"]
+_IN_COMMAND_LINE = {"actor": "EncodeWorker", "tokeniser": "ray::tokenise_work", "witness": "ray::Witness"}
 
 
 @dataclass
@@ -74,13 +75,23 @@ class Run:
             return [self.process] if self.is_running else []
         return [process for process in self.below() if _is(process, target)]
 
+    def end(self, timeout_seconds: float = 30) -> None:
+        """Ray's processes follow their driver, in their own time; AssertionError where a worker does not."""
+        deadline = time.monotonic() + timeout_seconds
+        while (alive := [one for one in self.family if _is_alive(one)]) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        workers = [one for one in alive if _is(one, "actor")]
+        for one in alive:
+            one.kill()
+        assert not workers, f"outlived their driver: {workers}"
+
     def stage(self) -> str:
         """How far it is, as far as that can be told from outside."""
         told = self.told()
         if not self.find("head"):
-            return "before Ray"
+            return "start-up, before Ray"
         if not told:
-            return "planning"
+            return "start-up, in Ray"
         if told[-1]["shards_done"] == told[-1]["shards"]:
             return "finishing"
         if not told[-1]["tokens_done"]:
@@ -102,10 +113,11 @@ class Kill:
 
 
 @contextmanager
-def started(root: str, folder: Path, nodes: int = 1) -> Iterator[Run]:
-    """A run; what is left of it at the end is killed, its own processes only."""
+def started(root: str, folder: Path, *, nodes: int = 1, pack_seconds: float = 0.2) -> Iterator[Run]:
+    """A run, which is over at the end of the block, and nothing of it is left."""
     output = folder / f"run-{time.monotonic_ns()}.out"
     environment = {"PYTHONPATH": str(DRIVER.parents[1]), "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
+    environment[PACK_SECONDS] = str(pack_seconds)
     with output.open("wb") as out, output.with_suffix(".err").open("wb") as error:
         process = psutil.Popen(
             [sys.executable, str(DRIVER), root, str(nodes)],
@@ -121,9 +133,7 @@ def started(root: str, folder: Path, nodes: int = 1) -> Iterator[Run]:
         if run.is_running:
             process.kill()
             process.wait()
-        _, alive = psutil.wait_procs(run.family, timeout=30)  # Ray's processes follow their driver
-        for one in alive:
-            one.kill()
+        run.end()
 
 
 def kill_at(run: Run, target: Target, seconds: float, scenario: str) -> Kill | None:
@@ -160,6 +170,13 @@ def summary(kills: list[Kill]) -> str:
 def write_report(kills: list[Kill], seed: int, path: Path) -> None:
     data = {"seed": seed, "summary": summary(kills), "kills": [asdict(one) for one in kills]}
     path.write_text(json.dumps(data, indent=1))
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _is(process: psutil.Process, target: Target) -> bool:

@@ -17,10 +17,14 @@ from pathlib import Path
 
 import pytest
 
+from embeddings.chaos_driver import CONFIG
 from embeddings.chaos_processes import RUN_SECONDS, Kill, Run, Target, kill_at, started, summary, write_report
 from embeddings.chaos_reader import watched
 from isoformer.embeddings.admin import verify
+from isoformer.embeddings.config import EmbedConfig
+from isoformer.embeddings.pipeline import embed
 from isoformer.embeddings.store import EmbeddingDataset
+from isoformer.errors import ClusterError
 from isoformer.storage import TEMPORARY_PREFIX, open_storage
 from tiny_dataset import write_dataset
 
@@ -143,6 +147,28 @@ def test_workers_are_killed(tmp_path: Path, chaos: Chaos, undisturbed: Undisturb
     assert len(all_killed(targets, tmp_path, attempt)) == len(targets)
 
 
+def test_a_witness_is_killed(tmp_path: Path, chaos: Chaos, undisturbed: Undisturbed) -> None:
+    """The process that would tell what a lost worker was at; then one more worker is lost."""
+    root, targets = prepared(str(tmp_path / "root")), list[Target](["actor", "witness", "actor"])
+    with watched(root, undisturbed.objects), started(root, tmp_path, pack_seconds=0.8) as run:
+        kills = killed_in_one_run(run, targets, 0, chaos, "witness")
+        killed_at = time.monotonic()
+        run.report()
+    require_as_undisturbed(root, undisturbed)
+    chaos.settle(kills, "went on", killed_at)
+    assert len(kills) == len(targets)
+
+
+def test_tokenising_that_always_dies_has_an_end(
+    ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = str(tmp_path / "root")
+    write_dataset(root, shards=1)
+    monkeypatch.setattr("isoformer.embeddings.pool.tokenise_work", lambda *_: os._exit(1))
+    with pytest.raises(ClusterError, match="tokens_lost"):
+        embed(EmbedConfig(encoders=CONFIG.encoders[-1:]), root)
+
+
 @pytest.mark.parametrize("targets", [["driver", "head", "driver", "driver"], ["driver", "driver", "head"]])
 def test_drivers_are_killed(
     tmp_path: Path, chaos: Chaos, undisturbed: Undisturbed, targets: list[Target]
@@ -155,7 +181,7 @@ def test_drivers_are_killed(
             for target in targets:
                 run = stack.enter_context(started(root, tmp_path))
                 kills += killed_in_one_run(run, [target], undisturbed.seconds, chaos, "drivers")
-                run.process.wait(timeout=60)  # a driver without its head ends by itself
+                run.process.wait(timeout=RUN_SECONDS)  # a driver without its head ends, or starts another
             run = stack.enter_context(started(root, tmp_path))
             last = killed_while_a_manifest_is_written(run, root)
             killed_at = time.monotonic()
@@ -175,10 +201,18 @@ def killed_while_a_manifest_is_written(run: Run, root: str) -> list[Kill]:
 
 
 def test_nodes_are_killed(tmp_path: Path, chaos: Chaos, undisturbed: Undisturbed) -> None:
-    """Two of three nodes, one after the other; the head does the rest."""
+    """Two of three nodes, one after the other; the head does the rest.
+
+    It has two CPUs for three workers and for tokenising. Packs are slow, as workers outlive their node for
+    some seconds.
+    """
 
     def attempt(root: str, targets: list[Target]) -> list[Kill]:
-        with watched(root, undisturbed.objects), started(root, tmp_path, nodes=1 + len(targets)) as run:
+        nodes = 1 + len(targets)
+        with (
+            watched(root, undisturbed.objects),
+            started(root, tmp_path, nodes=nodes, pack_seconds=0.8) as run,
+        ):
             while run.is_running and not run.told():
                 time.sleep(0.05)
             kills = killed_in_one_run(run, targets, undisturbed.embed_seconds, chaos, "nodes")
@@ -217,5 +251,5 @@ def test_the_kills_were_many_and_of_all_kinds(chaos: Chaos) -> None:
     if len({kill.scenario for kill in chaos.kills}) < 4:
         pytest.skip("counts the kills of all scenarios")
     targets = Counter(kill.target for kill in chaos.kills)
-    assert targets.keys() == {"driver", "actor", "tokeniser", "node", "head"}
+    assert targets.keys() >= {"driver", "actor", "tokeniser", "node", "head"}
     assert targets.total() >= 20
