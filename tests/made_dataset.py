@@ -12,7 +12,7 @@ import numpy as np
 
 from isoformer.baselines import COMPOSITION_FEATURES, LENGTH_FEATURES
 from isoformer.embeddings.shard_file import ShardHeader
-from isoformer.embeddings.store import sequences_digest, write_manifest, write_shard
+from isoformer.embeddings.store import ShardWriter, sequences_digest, write_manifest
 from isoformer.manifest import read_manifest, read_shard
 from isoformer.schema import Modality, digest_column
 from isoformer.storage import open_storage
@@ -62,7 +62,7 @@ def write_embeddings(root: str, modality: Modality, *, key: str, width: int = 8,
     manifest = read_manifest(storage)
     random = np.random.default_rng(seed)
     entries = []
-    for index, shard in enumerate(manifest.shards):
+    for index in range(len(manifest.shards)):
         table = read_shard(storage, index)
         sequences = dict(
             zip(table[digest_column(modality)].to_pylist(), table[modality].to_pylist(), strict=True)
@@ -76,9 +76,12 @@ def write_embeddings(root: str, modality: Modality, *, key: str, width: int = 8,
         }
         header = ShardHeader(
             key=key, modality=modality, width=width, dtype="f16", resolution="tokens", shard=index,
-            transcripts_digest=shard.digest, sequences_digest=sequences_digest(digests),
+            sequences_digest=sequences_digest(digests),
         )  # fmt: skip
-        entries.append(write_shard(storage, header, rows, bad))
+        writer = ShardWriter(storage, header)
+        for digest, values_LD in rows.items():
+            writer.add(digest, values_LD)
+        entries.append(writer.publish(bad, {}))
     described: Any = {
         "schema_version": 1, "key": key, "modality": modality, "weights_digest": "none", "dtype": "f16",
         "resolution": "tokens", "width": width, "transcripts_fingerprint": manifest.fingerprint,

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 
 from isoformer.embeddings.plan import ShardWork
@@ -32,6 +31,8 @@ class Wrapped:
 
 def failing(base: type[EncodeWorker], poison_tokens: int | None = None) -> type[EncodeWorker]:
     """A worker that fails on sequences of so many tokens (null: on every one); it bears a real one's name."""
+    import ray  # not before the session has set its environment
+
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[attr-defined]
     return type("EncodeWorker", (base,), {"poison_tokens": poison_tokens})
 
@@ -43,8 +44,8 @@ class FailingWorker(EncodeWorker):
         return self.poison_tokens is None or self.poison_tokens in np.diff(packed.offsets)
 
     def _encoder(self, work: ShardWork) -> Any:
-        seconds, encoder, budget = super()._encoder(work)
-        return seconds, Wrapped(encoder, self.harm), budget
+        seconds, encoder = super()._encoder(work)
+        return seconds, Wrapped(encoder, self.harm)
 
     def harm(self, packed: Packed) -> None:
         raise NotImplementedError

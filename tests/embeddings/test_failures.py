@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from embeddings.failing_workers import (
@@ -26,7 +27,7 @@ from isoformer.embeddings.pipeline import EmbedProgress, embed
 from isoformer.embeddings.plan import plan
 from isoformer.embeddings.profile import read_profile
 from isoformer.embeddings.shard_sequences import tokenise
-from isoformer.embeddings.store import read_footer, stored_rows
+from isoformer.embeddings.store import read_footer
 from isoformer.embeddings.workers import EncodeWorker
 from isoformer.errors import ClusterError
 from isoformer.storage import open_storage
@@ -65,8 +66,8 @@ def poison_of(root: str) -> tuple[str, int, int]:
 
 
 def rows(root: str, path: str) -> dict[str, Any]:
-    with stored_rows(open_storage(root), path) as stored:
-        return {digest: stored[digest].tolist() for digest in stored.digests()}
+    table = pq.read_table(Path(root, path))
+    return dict(zip(table["digest"].to_pylist(), table["embedding"].to_pylist(), strict=True))
 
 
 @pytest.mark.slow

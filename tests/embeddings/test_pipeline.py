@@ -17,7 +17,6 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-import ray
 from prometheus_client.parser import text_string_to_metric_families
 
 from embeddings.driver import CONFIG
@@ -103,6 +102,8 @@ def test_prometheus_is_told(ray_local: None, tmp_path: Path) -> None:
 
 def scraped() -> Counter[str]:
     """Sums over encoders and workers of what this node exports of ours."""
+    import ray  # not before the session has set its environment
+
     node = ray.nodes()[0]
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     text = urllib.request.urlopen(address, timeout=10).read().decode()
@@ -191,14 +192,16 @@ def test_actors_that_leave_no_room_are_refused(
 ) -> None:
     """On a machine's own cluster an error; elsewhere the cluster may grow, and it is a warning."""
     monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(gcs_address=gcs_address))
-    require_room(CONFIG)
+    require_room(CONFIG, 1)
+    require_room(CONFIG.edited(actors=9), 2)  # no more are started than there are shards
+    require_room(CONFIG.edited(actors=9, least_actors=4), 9)
     for config, text in (
-        (CONFIG.edited(actors=4), "need 5 CPU of 4 in the cluster; lower actors or"),
-        (CONFIG.edited(gpus_per_actor=1), "need 1 GPU of 0 in the cluster"),
+        (CONFIG.edited(actors=5), "5 actors need 5 CPU of 4 in the cluster; lower actors or"),
+        (CONFIG.edited(actors=5, gpus_per_actor=1), "5 GPU of 0 in the cluster"),
     ):
         if gcs_address.startswith("127."):
             with pytest.raises(ClusterError, match=text):
-                require_room(config)
+                require_room(config, 9)
         else:
-            require_room(config)
+            require_room(config, 9)
             assert text in caplog.text

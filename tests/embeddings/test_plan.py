@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from isoformer.embeddings.config import EmbedConfig, EncoderJob
 from isoformer.embeddings.key import encoder_key
 from isoformer.embeddings.plan import Plan, plan
 from isoformer.embeddings.shard_sequences import TranscriptsSource, require_fit, tokenise
-from isoformer.embeddings.store import read_footer, stored_rows
+from isoformer.embeddings.store import read_footer
 from isoformer.embeddings.token_budget import TokenBudget
 from isoformer.embeddings.workers import (
     EncodeWorker,
@@ -41,15 +42,21 @@ def root(tmp_path: Path) -> str:
 
 def do_work(planned: Plan, count: int | None = None, orders: Orders | None = None) -> list[ShardSummary]:
     """The workers' part, without Ray."""
-    worker = EncodeWorker(
-        WorkerSettings(open_storage(planned.uri), planned.passes, "cpu", "f16", TokenBudget(2048), 1)
-    )
+    worker = EncodeWorker(settings_of(planned))
     done = []
     for item in planned.work[:count]:
-        summary = worker.encode(item, tokenise_work(item, planned.source, planned.passes), orders or Orders())
+        met, tokens = tokenise_work(item, planned.source, planned.passes)
+        assert met is None
+        summary = worker.encode(item, tokens, orders or Orders())
         assert isinstance(summary, ShardSummary), summary
         done.append(summary)
     return done
+
+
+def settings_of(planned: Plan, most_quarantined: float = 1.0) -> WorkerSettings:
+    return WorkerSettings(
+        open_storage(planned.uri), planned.passes, "cpu", "f16", TokenBudget(2048), 1, most_quarantined
+    )
 
 
 def shards(root: str) -> dict[str, bytes]:
@@ -113,8 +120,10 @@ def test_grown_transcripts_copy_what_is_there(root: str, tmp_path: Path) -> None
     planned = plan(RNA, root)
     held = {
         digest
-        for path in {path for item in planned.work for paths in item.reuse.values() for path in paths}
-        for digest in rows_of_shard(root, path)
+        for item in planned.work
+        for by_path in item.reuse.values()
+        for digests in by_path.values()
+        for digest in digests
     }
     assert planned.encoders[0].reused_sequences == sum(item.reused for item in planned.work) > 0
     summaries = do_work(planned)
@@ -126,9 +135,36 @@ def test_grown_transcripts_copy_what_is_there(root: str, tmp_path: Path) -> None
     assert shards(afresh).items() <= shards(root).items()
 
 
-def rows_of_shard(root: str, path: str) -> list[str]:
-    with stored_rows(open_storage(root), path) as rows:
-        return rows.digests()
+def test_rows_of_another_dataset_are_never_copied(root: str) -> None:
+    """A shard of other weights that bears an earlier shard's name in this dataset's folder."""
+    seeds = [
+        EmbedConfig(encoders=(EncoderJob(name="esm2-tiny", resolution="pooled", random_seed=seed),))
+        for seed in (0, 1)
+    ]
+    for config in seeds:
+        do_work(plan(config, root))
+    mine, other = (
+        next(path for path in shards(root) if f".random-{seed}." in path and "shard-00000" in path)
+        for seed in (0, 1)
+    )
+    open_storage(root).write_bytes(
+        re.sub(r"shard-00000\.\w+", "shard-00000.0123456789ab", mine), shards(root)[other]
+    )
+    open_storage(root).delete(mine)
+    with pytest.raises(FingerprintError, match=r"0123456789ab\.parquet.*random-1.*wanted.*random-0"):
+        plan(seeds[0], root)
+
+
+def test_transcripts_that_were_prepared_anew_are_not_published_under_the_old_name(root: str) -> None:
+    planned = plan(RNA, root)
+    write_dataset(root, seed=7)
+    worker = EncodeWorker(settings_of(planned))
+    for item in planned.work:
+        error = worker.encode(item, tokenise_work(item, planned.source, planned.passes)[1], Orders())
+        assert isinstance(error, WorkError)
+        assert error.kind == "FingerprintError"
+        assert "prepared anew; run embed again" in error.text
+    assert shards(root) == {}
 
 
 def test_a_shard_under_the_wrong_name_is_refused(root: str) -> None:
@@ -171,11 +207,9 @@ def test_a_sequence_that_is_left_out_is_quarantined_with_its_reason(root: str) -
 def test_weights_that_spoil_everything_are_an_error(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("isoformer.embeddings.encode._poison", lambda encoded: ["not_finite"] * 99)
     planned = plan(RNA, root)
-    settings = WorkerSettings(
-        open_storage(root), planned.passes, "cpu", "f16", TokenBudget(2048), 1, most_quarantined=0.1
-    )
     work = planned.work[0]
-    error = EncodeWorker(settings).encode(work, tokenise_work(work, planned.source, planned.passes), Orders())
+    _, tokens = tokenise_work(work, planned.source, planned.passes)
+    error = EncodeWorker(settings_of(planned, 0.1)).encode(work, tokens, Orders())
     assert isinstance(error, WorkError)
     assert "4 of the 8 sequences" in error.text
     assert "(not_finite 4), more than embed.most_quarantined 0.1" in error.text

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
@@ -19,8 +18,11 @@ from isoformer.embeddings.store import (
     EmbeddingsManifest,
     ShardEntry,
     ShardWriter,
+    digests_of,
     read_footer,
-    stored_rows,
+    rows_by_digest,
+    sequences_digest,
+    shard_key,
     verify_content,
     write_manifest,
 )
@@ -53,6 +55,10 @@ def write_shard(
 def rows(count: int = 5, seed: int = 0) -> dict[str, NDArray[Any]]:
     random = np.random.default_rng(seed)
     return {f"{i:032x}": random.normal(size=(i + 1, 4)).astype(np.float16) for i in range(count)}
+
+
+def header_of(digests: list[str]) -> ShardHeader:
+    return dataclasses.replace(HEADER, sequences_digest=sequences_digest(digests))
 
 
 def manifest(entry: Any) -> EmbeddingsManifest:
@@ -89,15 +95,25 @@ class StoreContract:
 
     def test_rows_are_found_by_digest(self, storage: Storage) -> None:
         write_shard(storage, HEADER, rows(20))
-        with stored_rows(storage, PATH) as stored:
-            assert stored.digests() == list(rows(20))
-            for digest in reversed(stored.digests()):
-                np.testing.assert_array_equal(stored[digest], rows(20)[digest])
-            assert "f" * 32 not in stored
+        assert digests_of(storage, PATH, HEADER) == list(rows(20))
+        some = {f"{7:032x}", f"{19:032x}", "f" * 32}
+        found = rows_by_digest(storage, PATH, HEADER, some)
+        assert found.keys() == some - {"f" * 32}
+        np.testing.assert_array_equal(found[f"{7:032x}"], rows(20)[f"{7:032x}"])
+        with pytest.raises(FingerprintError, match=r"resolution 'tokens' \(wanted 'pooled'\)"):
+            rows_by_digest(storage, PATH, dataclasses.replace(HEADER, resolution="pooled"), some)
+
+    def test_another_s_sequences_are_found_out(self, storage: Storage) -> None:
+        write_shard(storage, HEADER, rows())
+        with pytest.raises(
+            StorageError, match=r"holds sequences of digest \w+, but its footer says 0123456789"
+        ):
+            verify_content(storage, PATH)
 
     def test_an_empty_shard_is_a_shard(self, storage: Storage) -> None:
-        assert write_shard(storage, HEADER, {}, {"bad": "no_valid_letter"})["sequences"] == 0
-        assert verify_content(storage, PATH).quarantined == {"bad": "no_valid_letter"}
+        header = header_of(["bad"])
+        assert write_shard(storage, header, {}, {"bad": "no_valid_letter"})["sequences"] == 0
+        assert verify_content(storage, shard_key(header)).quarantined == {"bad": "no_valid_letter"}
 
 
 class TestLocalStore(StoreContract):
@@ -132,11 +148,11 @@ def test_an_unfinished_shard_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
 
 def test_many_row_groups(tmp_path: Path) -> None:
     storage = open_storage(tmp_path)
-    header = dataclasses.replace(HEADER, width=1024)
     large = {f"{i:032x}": np.full((3000, 1024), i, np.float16) for i in range(6)}
+    header = dataclasses.replace(header_of(list(large)), width=1024)
     write_shard(storage, header, large)
-    assert pq.ParquetFile(tmp_path / PATH).num_row_groups == 2
-    assert verify_content(storage, PATH).positions == 18_000
+    assert pq.ParquetFile(tmp_path / shard_key(header)).num_row_groups == 2
+    assert verify_content(storage, shard_key(header)).positions == 18_000
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -156,14 +172,17 @@ def test_a_wrong_shape_is_named(tmp_path: Path) -> None:
 
 def test_damage_is_found(tmp_path: Path) -> None:
     storage = open_storage(tmp_path)
-    write_shard(storage, HEADER, rows(50))
-    whole = storage.read_bytes(PATH)
+    header = header_of(list(rows(50)))
+    path = shard_key(header)
+    write_shard(storage, header, rows(50))
+    assert verify_content(storage, path).sequences == 50
+    whole = storage.read_bytes(path)
     flipped = bytearray(whole)
     flipped[len(whole) // 3] ^= 1
     for damaged in (bytes(flipped), whole[: len(whole) // 2], b""):
-        storage.write_bytes(PATH, damaged)
-        with pytest.raises(StorageError, match=r"shard-00000\.0123456789ab\.parquet"):
-            verify_content(storage, PATH)
+        storage.write_bytes(path, damaged)
+        with pytest.raises(StorageError, match=r"shard-00000\.\w+\.parquet"):
+            verify_content(storage, path)
 
 
 def test_foreign_parquet_is_refused(tmp_path: Path) -> None:
@@ -171,15 +190,3 @@ def test_foreign_parquet_is_refused(tmp_path: Path) -> None:
     pd.DataFrame({"x": [1]}).to_parquet(tmp_path / "x.parquet")
     with pytest.raises(StorageError, match="says nothing of embeddings"):
         read_footer(storage, "x.parquet")
-
-
-def test_plain_tools_read_it(tmp_path: Path) -> None:
-    write_shard(open_storage(tmp_path), HEADER, rows())
-    path = tmp_path / PATH
-    expected = rows()["0" * 31 + "4"]
-    for cell in (
-        pq.read_table(path)["embedding"][4].as_py(),
-        pd.read_parquet(path)["embedding"].iloc[4],
-        pl.read_parquet(path)["embedding"][4],
-    ):
-        np.testing.assert_array_equal(np.frombuffer(cell, "<f2").reshape(-1, 4), expected)

@@ -144,7 +144,7 @@ def _actors(config: EmbedConfig, threads: int) -> Iterator[Measure]:
     """A function that measures in Ray actors: the middling cost, seconds from here to a loaded encoder."""
     import ray
 
-    require_room(config)
+    require_room(config, config.actors)
     began = time.time()
     remote: Any = ray.remote(num_cpus=config.cpus_per_actor, num_gpus=config.gpus_per_actor)(_MeasureActor)
     count = math.ceil((config.least_actors or config.actors) / alive_nodes())

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import json
 import tempfile
 import time
 from collections.abc import Callable, Container, Iterator
@@ -22,8 +21,8 @@ from typing import Any, Final
 from isoformer.embeddings.key import dataset_prefix
 from isoformer.embeddings.shard_sequences import shard_sequences
 from isoformer.embeddings.store import (
-    EmbeddingsManifest,
     embedding_shard_name,
+    read_embeddings_manifest,
     read_footer,
     sequences_digest,
     verify_content,
@@ -134,7 +133,7 @@ def _listed(storage: Storage, name: str, keys: list[str]) -> Listed:
 
 
 def _embeddings_detail(storage: Storage, manifest_key: str) -> str:
-    manifest: EmbeddingsManifest = json.loads(storage.read_bytes(manifest_key))
+    manifest = read_embeddings_manifest(storage, manifest_key)
     sequences = sum(entry["sequences"] for entry in manifest["shards"])
     trained = manifest["spec"].get("trained", "unknown")
     return f"{sequences} sequences, width {manifest['width']}, {manifest['resolution']}, weights: {trained}"
@@ -182,7 +181,7 @@ def _verify_reference(storage: Storage, listed: str) -> None:
 
 def _verify_manifest(storage: Storage, key: str, damaged: Container[str]) -> None:
     """Every listed shard is there, with the listed content; those known to be damaged are not told twice."""
-    manifest: EmbeddingsManifest = json.loads(storage.read_bytes(key))
+    manifest = read_embeddings_manifest(storage, key)
     prefix = dataset_prefix(manifest["modality"], manifest["key"])
     for entry in manifest["shards"]:
         if prefix + entry["name"] in damaged:
@@ -228,7 +227,7 @@ def _superseded(
     manifest_key = f"{folder}/manifest.json"
     reason = "its dataset has newer shards instead"
     if manifest_key in keys:
-        listed: EmbeddingsManifest = json.loads(storage.read_bytes(manifest_key))
+        listed = read_embeddings_manifest(storage, manifest_key)
         if stale and listed["transcripts_fingerprint"] != manifest.fingerprint:
             reason = "made from transcripts that are no longer here; embed would use its rows once more"
             yield Garbage(manifest_key, storage.size_bytes(manifest_key), reason)

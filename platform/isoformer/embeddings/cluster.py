@@ -13,29 +13,30 @@ from isoformer.embeddings.config import EmbedConfig
 from isoformer.errors import ClusterError
 
 
-def require_room(config: EmbedConfig) -> None:
-    """ClusterError where the actors leave nothing to tokenise on: the run would wait for ever.
+def require_room(config: EmbedConfig, workers: int) -> None:
+    """ClusterError where the workers that the run must have do not fit: it would wait for ever.
 
     A cluster that is not on loopback may grow by itself, so that there it is only a warning.
     """
     import ray
 
-    least = config.least_actors or config.actors
-    short = _short(config, least)
+    cluster = cast(Any, ray).cluster_resources()
+    least = min(config.least_actors or config.actors, workers)
+    needed = {"CPU": least * config.cpus_per_actor, "GPU": least * config.gpus_per_actor}
+    short = [
+        f"{count:g} {name} of {cluster.get(name, 0):g}"
+        for name, count in needed.items()
+        if count > cluster.get(name, 0)
+    ]
     if not short:
         return
     text = (
-        f"{least} actors and one tokenise task need {' and '.join(short)} in the cluster; "
+        f"{least} actors need {' and '.join(short)} in the cluster; "
         "lower actors or least_actors, cpus_per_actor or gpus_per_actor"
     )
     if str(ray.get_runtime_context().gcs_address).startswith("127."):
         raise ClusterError(text)
     logging.getLogger("isoformer").warning("%s, unless the cluster grows", text)
-
-
-def has_room(config: EmbedConfig, actors: int) -> bool:
-    """Whether the cluster as it is now holds so many actors and a tokenise task beside them."""
-    return not _short(config, actors)
 
 
 def alive_nodes() -> int:
@@ -66,19 +67,6 @@ def kill_process(*, node: str, pid: int) -> None:
 
     strategy = NodeAffinitySchedulingStrategy(node, soft=False)
     cast(Any, ray).remote(num_cpus=0, scheduling_strategy=strategy)(_kill).remote(pid)
-
-
-def _short(config: EmbedConfig, actors: int) -> list[str]:
-    """What so many actors and one tokenise task lack, in words."""
-    import ray
-
-    cluster = cast(Any, ray).cluster_resources()
-    needed = {"CPU": actors * config.cpus_per_actor + 1, "GPU": actors * config.gpus_per_actor}
-    return [
-        f"{count:g} {name} of {cluster.get(name, 0):g}"
-        for name, count in needed.items()
-        if count > cluster.get(name, 0)
-    ]
 
 
 def _kill(pid: int) -> None:

@@ -34,6 +34,8 @@ ALL_ZEROS: Final = "all_zeros"
 OUT_OF_RANGE: Final = "out_of_range"
 REFUSED: Final = "refused_by_encoder"
 
+_OUT_OF_MEMORY: Final = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
 
 @dataclass(frozen=True)
 class Output:
@@ -81,25 +83,28 @@ def encode_sequences(
     or the device's memory can take.
     """
     _require_room(encoder, shard, budget)
-    queue, lengths = order_of_encoding(shard), shard.lengths()
-    while queue:
-        members = _next_pack(queue, lengths, budget.tokens, [shard.digests[i] in alone for i in queue])
+    order, lengths = order_of_encoding(shard), shard.lengths()
+    tokens_before = np.concatenate([[0], np.cumsum(lengths[order])])
+    start = 0
+    while start < len(order):
+        end = _end_of_pack(start, tokens_before, budget.tokens)
+        if alone:
+            end = _cut_at_lone(start, end, [shard.digests[place] in alone for place in order[start:end]])
+        members = order[start:end]
         if before_pack is not None:
-            before_pack([shard.digests[i] for i in members])
+            before_pack([shard.digests[place] for place in members])
         started = time.perf_counter()
-        try:
-            encoded = _encode(encoder, shard, members, outputs, dtype)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            _make_room(error, encoder, shard, members, budget)
+        encoded = _unless_out_of_memory(encoder, shard, members, outputs, dtype)
+        if encoded is None:
+            _make_room(encoder, shard, members, budget)
             continue
         if after_pack is not None:
             seconds = time.perf_counter() - started
             load = Workload.of(lengths[members], encoder.spec.max_tokens)
-            after_pack(PackStats(load, _padding(encoder, shard, members), seconds))
+            padding = padding_tokens(encoder, shard.packed(members))
+            after_pack(PackStats(load, padding, seconds))
         yield from encoded
-        queue = queue[len(members) :]
+        start = end
 
 
 def order_of_encoding(shard: TokenizedShard) -> list[int]:
@@ -114,7 +119,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def _require_room(encoder: Encoder, shard: TokenizedShard, budget: TokenBudget) -> None:
@@ -130,28 +135,40 @@ def _require_room(encoder: Encoder, shard: TokenizedShard, budget: TokenBudget) 
         )
 
 
-def _next_pack(
-    queue: Sequence[int], lengths: NDArray[np.int64], budget_tokens: int, is_alone: Sequence[bool]
-) -> list[int]:
-    """The longest sequences left, as many as the budget takes; one that is over it goes alone."""
-    count = int(np.searchsorted(np.cumsum(lengths[list(queue)]), budget_tokens, side="right"))
-    count = max(1, count)
-    if True in is_alone[:count]:
-        count = max(1, is_alone.index(True))
-    return list(queue[:count])
+def _end_of_pack(start: int, tokens_before: NDArray[np.int64], budget_tokens: int) -> int:
+    """As many as the budget takes; one that is over it goes alone."""
+    limit = tokens_before[start] + budget_tokens
+    return max(start + 1, int(np.searchsorted(tokens_before, limit, side="right")) - 1)
+
+
+def _cut_at_lone(start: int, end: int, is_alone: Sequence[bool]) -> int:
+    if is_alone[0]:
+        return start + 1
+    return start + is_alone.index(True) if True in is_alone else end
+
+
+def _unless_out_of_memory(
+    encoder: Encoder, shard: TokenizedShard, members: Sequence[int], outputs: Sequence[Output], dtype: str
+) -> list[EncodedSequence] | None:
+    """None where memory ran out; the error, and with it what it holds of the device, is gone by then."""
+    try:
+        return _encode(encoder, shard, members, outputs, dtype)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    return None
 
 
 def _encode(
     encoder: Encoder, shard: TokenizedShard, members: Sequence[int], outputs: Sequence[Output], dtype: str
 ) -> list[EncodedSequence]:
     """A pack; where the encoder refuses it, its sequences one by one."""
-    part = shard.part(members)
-    packed = Packed(part.token_ids, part.offsets)
+    digests = [shard.digests[place] for place in members]
     try:
-        return _rows(part.digests, _states(encoder, packed, outputs), outputs, dtype)
+        return _rows(digests, _states(encoder, shard.packed(members), outputs), outputs, dtype)
     except EncoderError:
         if len(members) == 1:
-            return [EncodedSequence(part.digests[0], {}, REFUSED)]
+            return [EncodedSequence(digests[0], {}, REFUSED)]
     return [one for member in members for one in _encode(encoder, shard, [member], outputs, dtype)]
 
 
@@ -169,25 +186,32 @@ def _rows(
     poison = [_poison(encoded) for encoded in states.values()]
     reasons = [next((one[i] for one in poison if one[i]), None) for i in range(len(digests))]
     rows: list[dict[str, NDArray[Any]]] = [{} for _ in digests]
+    all_finite = True
     for output in outputs:
         reduced = reduce_each(states[output.hidden_states], output.resolution)
-        for row, values_LD in zip(rows, _on_host(reduced, dtype), strict=True):
+        on_host, is_finite = _on_host(reduced, dtype)
+        all_finite = all_finite and is_finite
+        for row, values_LD in zip(rows, on_host, strict=True):
             row[output.key] = values_LD
     sequences = []
     for digest, row, reason in zip(digests, rows, reasons, strict=True):
-        if reason is None and not all(np.isfinite(values_LD).all() for values_LD in row.values()):
+        if reason is None and not all_finite and not all(np.isfinite(one).all() for one in row.values()):
             reason = OUT_OF_RANGE
         sequences.append(EncodedSequence(digest, {} if reason else row, reason))
     return sequences
 
 
-def _on_host(reduced: list[Tensor], dtype: str) -> list[NDArray[Any]]:
-    """Rounded to the stored type on the device, and copied in one go; too large a value becomes infinite."""
+def _on_host(reduced: list[Tensor], dtype: str) -> tuple[list[NDArray[Any]], bool]:
+    """Rounded to the stored type on the device and copied in one go; too large a value becomes infinite.
+
+    The second value: whether all of them are finite.
+    """
     import torch
 
-    stored = {"f16": torch.float16, "f32": torch.float32}[dtype]
-    flat_PD = torch.cat(reduced).to(stored).cpu().numpy().astype(NUMPY_DTYPES[dtype], copy=False)
-    return np.split(flat_PD, np.cumsum([len(values_LD) for values_LD in reduced])[:-1])
+    stored_PD = torch.cat(reduced).to({"f16": torch.float16, "f32": torch.float32}[dtype])
+    is_finite = stored_PD.isfinite().all()
+    flat_PD = stored_PD.cpu().numpy().astype(NUMPY_DTYPES[dtype], copy=False)
+    return np.split(flat_PD, np.cumsum([len(values_LD) for values_LD in reduced])[:-1]), bool(is_finite)
 
 
 def _poison(encoded: Encoded) -> list[str | None]:
@@ -205,14 +229,7 @@ def _poison(encoded: Encoded) -> list[str | None]:
     ]
 
 
-def _padding(encoder: Encoder, shard: TokenizedShard, members: Sequence[int]) -> int:
-    part = shard.part(members)
-    return padding_tokens(encoder, Packed(part.token_ids, part.offsets))
-
-
-def _make_room(
-    error: BaseException, encoder: Encoder, shard: TokenizedShard, members: Sequence[int], budget: TokenBudget
-) -> None:
+def _make_room(encoder: Encoder, shard: TokenizedShard, members: Sequence[int], budget: TokenBudget) -> None:
     import torch
 
     if len(members) == 1:
@@ -220,7 +237,7 @@ def _make_room(
         raise EncoderError(
             f"{encoder.spec.name}: sequence {shard.digests[members[0]]} of {tokens} tokens "
             "does not fit into the device's memory even alone; use a larger device or fewer actors on it"
-        ) from error
+        )
     budget.halve()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -102,7 +102,7 @@ def embed(
     nodes = alive_nodes()
     planned = planned or plan(config, root, nodes=nodes)
     pool = Pool(config, planned, _settings(config, planned, nodes))
-    told = _Told(planned, pool)
+    told = _Told(planned, pool, sum(item.load.tokens for item in planned.work))
     summaries: list[ShardSummary] = []
     for event in pool.run() if planned.work else ():
         if isinstance(event, ShardSummary):
@@ -143,19 +143,18 @@ class _Told:
 
     planned: Plan
     pool: Pool
+    tokens: int
     status: PoolStatus = field(default_factory=lambda: PoolStatus(0, 0, 0.0, None))
 
     def progress(self, summaries: Sequence[ShardSummary]) -> EmbedProgress:
-        done = {(item.encoder, item.shard) for item in summaries}
-        tokens_done = sum(item.load.tokens for item in self.planned.work if item.name in done)
         status = self.status
         last = summaries[-1].encoder if summaries else self.planned.work[0].encoder
         running = status.running_seconds
         return EmbedProgress(
-            shards_done=len(done),
+            shards_done=len(summaries),
             shards=len(self.planned.work),
-            tokens_done=max(tokens_done, status.tokens_done),
-            tokens=sum(item.load.tokens for item in self.planned.work),
+            tokens_done=status.tokens_done if len(summaries) < len(self.planned.work) else self.tokens,
+            tokens=self.tokens,
             tokens_per_second=status.tokens_done / running if running else None,
             encoder=self.planned.passes[last].spec.name,
             workers=status.workers,
@@ -257,7 +256,7 @@ def _report(
     return EmbedReport(
         uri=planned.uri,
         keys=keys,
-        shards_written=sum(len(item.entries) for item in summaries),
+        shards_written=sum(item.written for item in summaries),
         shards_present=sum(len(entries) for entries in planned.present.values()),
         sequences=sum(item.workload.sequences for item in summaries),
         reused=sum(item.reused for item in summaries),

@@ -10,8 +10,8 @@ transcripts are still there, sequences that they hold are copied and not encoded
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from isoformer.embeddings.shard_sequences import (
     require_fit,
     shard_sequences,
 )
-from isoformer.embeddings.store import ShardEntry, is_shard_key, present_entry, shard_key, stored_rows
+from isoformer.embeddings.store import ShardEntry, digests_of, is_shard_key, present_entry, shard_key
 from isoformer.embeddings.survey import READERS, ShardSurvey, survey, surveys
 from isoformer.embeddings.workload import Workload
 from isoformer.errors import EncoderError
@@ -41,15 +41,15 @@ __all__ = ["EmbedConfig", "EncoderPlan", "Plan", "ShardWork", "plan"]
 class ShardWork:
     """A shard that an encoder still has to encode, for the datasets that lack it.
 
-    `load` is an estimate of what is to be encoded; `reuse`: dataset key → earlier shards that hold some of
-    its rows, `reused` of them in all.
+    `load` is an estimate of what is to be encoded; `reuse`: dataset key → earlier shard → the digests whose
+    rows are copied from it, `reused` sequences in all.
     """
 
     encoder: int
     shard: int
     missing: tuple[ShardHeader, ...]
     load: Workload
-    reuse: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    reuse: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     reused: int = 0
 
     @property
@@ -218,20 +218,19 @@ def _missing(
             work.append(ShardWork(index, shard, missing, _with_bytes(of_shard, of_shard.load, missing)))
     if not any(found.earlier for found in there.values()):
         return work
-    held = {key: _digests_held(storage, found.earlier) for key, found in there.items()}
-    return [_with_reuse(storage, item, encoder_pass, held) for item in work]
-
-
-def _digests_held(storage: Storage, paths: Sequence[str]) -> dict[str, str]:
-    """Digest → the earlier shard that holds its row; reads the digests alone."""
-
-    def digests(path: str) -> list[str]:
-        with stored_rows(storage, path) as rows:
-            return rows.digests()
-
     with ThreadPoolExecutor(READERS) as pool:
-        listed = pool.map(digests, paths)
-        return {digest: path for path, held in zip(paths, listed, strict=True) for digest in held}
+        held = {
+            key: _digests_held(pool, storage, headers[key][0], found.earlier) for key, found in there.items()
+        }
+        return list(pool.map(lambda item: _with_reuse(storage, item, encoder_pass, held), work))
+
+
+def _digests_held(
+    pool: Executor, storage: Storage, wanted: ShardHeader, paths: Sequence[str]
+) -> dict[str, str]:
+    """Digest → the earlier shard that holds its row; reads the digests alone."""
+    listed = pool.map(lambda path: digests_of(storage, path, wanted), paths)
+    return {digest: path for path, held in zip(paths, listed, strict=True) for digest in held}
 
 
 def _with_reuse(
@@ -247,9 +246,16 @@ def _with_reuse(
     return replace(
         work,
         load=_with_bytes(left, left.load, work.missing),
-        reuse={key: tuple(sorted({held[key][digest] for digest in already})) for key in keys},
+        reuse={key: _by_path(held[key], already) for key in keys},
         reused=len(already),
     )
+
+
+def _by_path(held: Mapping[str, str], digests: Iterable[str]) -> dict[str, list[str]]:
+    paths: dict[str, list[str]] = {}
+    for digest in sorted(digests):
+        paths.setdefault(held[digest], []).append(digest)
+    return paths
 
 
 def _with_bytes(of_shard: ShardSurvey, load: Workload, missing: Sequence[ShardHeader]) -> Workload:

@@ -15,18 +15,19 @@ handed out by a library does not:
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import time
-from collections import Counter, deque
-from collections.abc import Iterator
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from statistics import median
+from itertools import islice
 from typing import Any, Final
 
 from isoformer.embeddings import counters
-from isoformer.embeddings.cluster import has_room, kill_process, require_room
+from isoformer.embeddings.cluster import kill_process, require_room
 from isoformer.embeddings.config import EmbedConfig
 from isoformer.embeddings.plan import Plan, ShardWork
 from isoformer.embeddings.workers import (
@@ -43,7 +44,12 @@ from isoformer.errors import ClusterError, FingerprintError, StorageError
 CRASHES: Final = "crashes_worker"
 STALLS: Final = "stalls_worker"
 
+_NOT_THE_RUN_S: Final = ("node_lost", "storage")
 _POLL_SECONDS: Final = 1.0
+_WITNESS_SECONDS: Final = 30.0
+_DYING_SECONDS: Final = 60.0
+_GLANCE: Final = 64
+"""So many of the shards in a queue are looked at for the next one."""
 _SHARDS_A_WORKER: Final = 2
 _ATTEMPTS: Final = 5
 """Failures of one shard since a sequence of it was last set aside."""
@@ -84,6 +90,7 @@ class _Item:
     tokens: Ref | None = None
     orders: Orders = field(default_factory=Orders)
     failures: int = 0
+    is_watched: bool = False
     strikes: Counter[str] = field(default_factory=Counter)
     not_before: float = 0.0
 
@@ -101,11 +108,25 @@ class _Slot:
     asked: Ref | None = None
     answered_at: float = 0.0
     encoding_since: dict[Name, float] = field(default_factory=dict)
+    given_at: dict[Name, float] = field(default_factory=dict)
     kind: str = "worker_lost"
+    killed_at: float | None = None
 
     @property
     def is_ready(self) -> bool:
         return self.identity is None
+
+    def forget(self, ref: Ref) -> None:
+        """It has returned."""
+        self.given_at.pop(self.running.pop(ref), None)
+
+    def still_seconds(self, now: float) -> float:
+        """Since it last answered or made progress with what it was given."""
+        silent = now - self.answered_at if self.asked is not None else 0.0
+        if not self.running or self.status is None:
+            return silent
+        given = now - max(self.given_at.values())  # it may still wait for the tokens of what it got last
+        return max(silent, min(given, self.status.idle_seconds if self.status.stages else given))
 
     @property
     def told(self) -> str:
@@ -123,22 +144,22 @@ class Witness:
         self._last[work] = digests
 
     def latest(self, works: list[Name]) -> tuple[Name, list[str]] | None:
-        """The last pack that was begun of any of these shards."""
+        """The last note of any of these shards."""
         return next(((work, self._last[work]) for work in reversed(self._last) if work in works), None)
 
 
 @dataclass(frozen=True)
 class _RemoteWitness:
-    """`workers.Witness` over the actor; returns once the actor has it."""
+    """`workers.Witness` over the actor; returns once the actor has it, or is not there."""
 
     handle: Any
 
     def note(self, work: Name, digests: list[str]) -> None:
         import ray
-        from ray.exceptions import RayActorError
+        from ray.exceptions import RayError
 
-        with suppress(RayActorError):  # it died: the next loss of a worker calls another
-            ray.get(self.handle.note.remote(work, digests))
+        with suppress(RayError):  # without a witness there is no blame
+            ray.get(self.handle.note.remote(work, digests), timeout=_WITNESS_SECONDS)
 
 
 class Pool:
@@ -149,6 +170,19 @@ class Pool:
 
         self._ray: Any = ray  # whose types know less of it than it can do
         self._config, self._planned, self._settings = config, planned, settings
+        # no CPU of its own: workers that come in place of lost ones could take the last one from it
+        self._tokenise = self._ray.remote(num_cpus=0, num_returns=2, scheduling_strategy="SPREAD")(
+            tokenise_work
+        )
+        self._worker = self._ray.remote(
+            num_cpus=config.cpus_per_actor,
+            num_gpus=config.gpus_per_actor,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=_SHARDS_A_WORKER,
+            concurrency_groups={"status": 1},
+            scheduling_strategy="SPREAD",
+        )(EncodeWorker)
         self._items = {item.name: _Item(item) for item in planned.work}
         self._waiting = deque(item.name for item in planned.work)
         self._tokenising: dict[Ref, Name] = {}
@@ -157,7 +191,9 @@ class Pool:
         self._slots: list[_Slot] = []
         self._witness: Any = None
         self._polled_at = time.monotonic()
+        self._tokens_published = 0
         self._halvings: dict[tuple[str, int], int] = {}
+        self._pace: dict[int, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
         self.failures: Counter[str] = Counter()
         self.notes: list[str] = []
 
@@ -167,10 +203,10 @@ class Pool:
         The error that a worker met, where it is the input's or the configuration's; ClusterError where the
         run is given up. Nothing that was published is lost.
         """
-        require_room(self._config)
+        workers = min(self._config.actors, len(self._items))
+        require_room(self._config, workers)
         try:
-            for _ in range(min(self._config.actors, len(self._items))):
-                self._slots.append(self._started())
+            self._slots = [self._started() for _ in range(workers)]
             while len(self._done) < len(self._items):
                 self._tokenise_ahead()
                 self._hand_out()
@@ -189,28 +225,25 @@ class Pool:
         return max(_POLL_SECONDS, len(self._slots) / 100)
 
     def _started(self) -> _Slot:
-        config = self._config
-        actor: Any = self._ray.remote(
-            num_cpus=config.cpus_per_actor,
-            num_gpus=config.gpus_per_actor,
-            max_restarts=0,
-            max_task_retries=0,
-            max_concurrency=_SHARDS_A_WORKER,
-            concurrency_groups={"status": 1},
-            scheduling_strategy="SPREAD",
-        )(EncodeWorker)
-        handle = actor.remote(self._settings)
+        handle = self._worker.remote(self._settings)
         return _Slot(handle, handle.identity.remote())
 
     def _tokenise_ahead(self) -> None:
-        """A shard for every worker, and one more for every task."""
-        task: Any = self._ray.remote(num_cpus=1)(tokenise_work)
-        ahead = len(self._slots) + self._config.tokenise_tasks - len(self._tokenised)
-        while self._waiting and len(self._tokenising) < min(self._config.tokenise_tasks, ahead):
-            name = self._waiting.popleft()
+        """A shard for every worker that is there, and one more for every task."""
+        ready = sum(slot.is_ready for slot in self._slots)
+        ahead = max(1, ready) + self._config.tokenise_tasks - len(self._tokenised)
+        for name in self._due(self._waiting)[: max(0, min(self._config.tokenise_tasks, ahead))]:
+            if len(self._tokenising) >= self._config.tokenise_tasks:
+                return
+            self._waiting.remove(name)
             item = self._items[name]
-            item.tokens = task.remote(item.work, self._planned.source, self._planned.passes)
-            self._tokenising[item.tokens] = name
+            met, item.tokens = self._tokenise.remote(item.work, self._planned.source, self._planned.passes)
+            self._tokenising[met] = name
+
+    def _due(self, names: Iterable[Name]) -> list[Name]:
+        """Those that are not held back after a failure, in order; a few are enough."""
+        now = time.monotonic()
+        return list(islice((name for name in names if self._items[name].not_before <= now), _GLANCE))
 
     def _hand_out(self) -> None:
         ready = [slot for slot in self._slots if slot.is_ready]
@@ -218,56 +251,57 @@ class Pool:
             for slot in ready:
                 if len(slot.running) == round_ and (name := self._next(slot)) is not None:
                     self._give(slot, name)
-        if not (self._waiting or self._tokenising or self._tokenised):
-            for slot in ready:
-                if not slot.running:
-                    self._take_over(slot)
+        idle = [slot for slot in ready if not slot.running]
+        if idle and not (self._waiting or self._tokenising or self._tokenised):
+            self._take_over(idle)
 
     def _next(self, slot: _Slot) -> Name | None:
         """The next shard in order, of the encoder that the worker has loaded if there is one."""
-        now = time.monotonic()
-        allowed = [name for name in self._tokenised if self._items[name].not_before <= now]
-        name = next((name for name in allowed if name[0] == slot.encoder), allowed[0] if allowed else None)
+        due = self._due(self._tokenised)
+        name = next((name for name in due if name[0] == slot.encoder), due[0] if due else None)
         if name is not None:
             self._tokenised.remove(name)
         return name
 
     def _give(self, slot: _Slot, name: Name) -> None:
         item = self._items[name]
-        witness = _RemoteWitness(self._witness) if self._witness is not None else None
+        witness = _RemoteWitness(self._witness) if item.is_watched and self._witness is not None else None
         orders = replace(item.orders, witness=witness)
         ref = slot.handle.encode.remote(item.work, item.tokens, orders)
         slot.running[ref] = name
+        slot.given_at[name] = time.monotonic()
         slot.encoder = name[0]
 
-    def _take_over(self, idle: _Slot) -> None:
-        """The costliest shard that waits at another worker, or one that goes far slower than it should."""
-        for name in [item.name for item in self._planned.work]:
-            owners = [slot for slot in self._slots if name in slot.running.values()]
-            if name in self._done or len(owners) != 1 or owners[0].status is None:
+    def _take_over(self, idle: list[_Slot]) -> None:
+        """Shards that wait at another worker, and those that go far slower than they should."""
+        owners = self._owners()
+        for name, slots in owners.items():
+            if not idle:
+                return
+            owner = slots[0]
+            if len(slots) != 1 or owner in idle or owner.status is None:
                 continue
-            stage = owners[0].status.stages.get(name)
-            is_slow = stage == "encoding" and self._is_slow(owners[0], name)
-            if stage == "waiting" and len(owners[0].running) > 1:
-                self._tell_to_abandon(owners[0], name, started_too=False)
-            elif not is_slow:
-                continue
+            stage = owner.status.stages.get(name)
+            if stage == "waiting" and len(owner.running) > 1:
+                self._tell_to_abandon(owner, name, started_too=False)
+            elif stage == "encoding" and self._is_slow(owner, name):
+                self._say(f"{owner.told} is slow on shard {name[1]}: another worker does it too")
             else:
-                self._say(f"{owners[0].told} is slow on shard {name[1]}: another worker does it too")
-            self._give(idle, name)
-            return
+                continue
+            self._give(idle.pop(), name)
+
+    def _owners(self) -> dict[Name, list[_Slot]]:
+        owners: dict[Name, list[_Slot]] = {}
+        for slot in self._slots:
+            for name in slot.running.values():
+                owners.setdefault(name, []).append(slot)
+        return {name: slots for name, slots in owners.items() if name not in self._done}
 
     def _is_slow(self, slot: _Slot, name: Name) -> bool:
         """By what the other shards of the same encoder took a token."""
-        rates = [
-            done.encode_seconds / done.workload.tokens
-            for other, done in self._done.items()
-            if other[0] == name[0] and done.workload.tokens
-        ]
-        if not rates:
-            return False
-        expected = median(rates) * self._items[name].work.load.tokens
+        seconds, tokens = self._pace[name[0]]
         spent = time.monotonic() - slot.encoding_since.get(name, time.monotonic())
+        expected = seconds / tokens * self._items[name].work.load.tokens if tokens else math.inf
         return spent > _SLOW * expected + _SLOW_SECONDS
 
     def _tell_to_abandon(self, slot: _Slot, name: Name, *, started_too: bool) -> None:
@@ -290,7 +324,7 @@ class Pool:
 
     def _taken(self, ref: Ref) -> ShardSummary | None:
         if ref in self._tokenising:
-            self._tokenised.append(self._tokenising.pop(ref))
+            self._is_tokenised(ref)
             return None
         for slot in list(self._slots):
             if ref == slot.identity:
@@ -328,40 +362,75 @@ class Pool:
             if stage == "encoding"
         }
 
+    def _is_tokenised(self, ref: Ref) -> None:
+        """The worker's turn, unless the task met an error or was lost."""
+        from ray.exceptions import RayError
+
+        name = self._tokenising.pop(ref)
+        try:
+            met = self._ray.get(ref)
+        except RayError as error:
+            self._tried_in_vain(name, "tokenise_failed", f"shard {name[1]}: {_told(error)}")
+            return
+        if met is not None:
+            self._met(name, met, "a tokenise task")
+            return
+        self._tokenised.append(name)
+
     def _result(self, slot: _Slot, ref: Ref) -> ShardSummary | None:
         from ray.exceptions import RayActorError, RayError, RayTaskError
 
+        name = slot.running[ref]
         try:
             result = self._ray.get(ref)
+        except RayTaskError as error:
+            if isinstance(error.cause, RayError):  # its tokens are lost with the node that held them
+                slot.forget(ref)
+                self._requeue(name, tokenise=True)
+                return None
+            slot.kind = "worker_failed"  # nothing that was foreseen; its device may be unusable
+            self._lost(slot, error, at=name)
+            return None
         except RayActorError as error:
             self._lost(slot, error)
             return None
-        except RayTaskError as error:  # nothing that was foreseen; its device may be unusable
-            slot.kind = "worker_failed"
-            self._lost(slot, error, at=slot.running[ref])
+        except RayError:
+            slot.forget(ref)
+            self._requeue(name, tokenise=True)
             return None
-        except RayError as error:  # its tokens are lost: with their node, or no task can make them
-            name = slot.running.pop(ref)
-            self._waiting.appendleft(name)
-            self._failed(self._items[name], "tokens_lost", f"shard {name[1]}: {_told(error)}")
-            return None
-        name = slot.running.pop(ref)
+        slot.forget(ref)
         if isinstance(result, ShardSummary):
             return self._summary(name, result)
-        if name in self._done:
-            return None
-        if isinstance(result, WorkError):
-            self._met(name, result, slot)
-        elif not any(name in other.running.values() for other in self._slots):
-            self._tokenised.appendleft(name)
+        if isinstance(result, WorkError) and name not in self._done:
+            self._met(name, result, slot.told)
+        else:
+            self._requeue(name)
         return None
+
+    def _requeue(self, name: Name, *, tokenise: bool = False) -> None:
+        """Put a shard back, unless it is done or another worker is at it."""
+        item = self._items[name]
+        if name in self._done or any(name in slot.running.values() for slot in self._slots):
+            return
+        if tokenise or item.tokens is None:
+            item.tokens = None
+            self._waiting.appendleft(name)
+        else:
+            self._tokenised.appendleft(name)
 
     def _summary(self, name: Name, summary: ShardSummary) -> ShardSummary | None:
         if name in self._done:
             return None
         self._done[name] = summary
+        item = self._items[name]
+        item.tokens = None  # Ray may drop them
+        if name in self._tokenised:
+            self._tokenised.remove(name)
+        self._tokens_published += item.work.load.tokens
+        if summary.workload.tokens:
+            seconds, tokens = self._pace[name[0]]
+            self._pace[name[0]] = (seconds + summary.encode_seconds, tokens + summary.workload.tokens)
         self._count(summary)
-        self._items[name].tokens = None  # Ray may drop them
         for slot in self._slots:
             if name in slot.running.values():
                 self._tell_to_abandon(slot, name, started_too=True)
@@ -378,21 +447,25 @@ class Pool:
             ("isoformer_reused_total", summary.reused),
             ("isoformer_shards_total", len(summary.entries)),
             ("isoformer_bytes_written_total", summary.workload.output_bytes),
-            ("isoformer_out_of_memory_total", summary.budget_halvings - before),
+            ("isoformer_out_of_memory_total", max(0, summary.budget_halvings - before)),
         ):
             counters.count(name, value, encoder=encoder)
         for reason, value in next(iter(summary.entries.values()))["quarantined"].items():
             counters.count("isoformer_quarantined_total", value, encoder=encoder, label=reason)
 
-    def _met(self, name: Name, error: WorkError, slot: _Slot) -> None:
-        """Storage is tried again; whatever else a worker names, the next worker would meet too."""
+    def _met(self, name: Name, error: WorkError, where: str) -> None:
+        """Storage is tried again; whatever else is named, the next worker would meet too."""
         found = error.error()
         if not isinstance(found, StorageError) or isinstance(found, FingerprintError):
             raise found
+        self._tried_in_vain(name, "storage", f"{where}: {found}")
+
+    def _tried_in_vain(self, name: Name, kind: str, text: str) -> None:
+        """Once more from the beginning, after a while."""
         item = self._items[name]
-        self._failed(item, "storage", f"{slot.told}: {found}")
+        self._failed(item, kind, text)
         item.not_before = time.monotonic() + _BACK_OFF_SECONDS * 2**item.failures * random.uniform(0.5, 1)
-        self._tokenised.appendleft(name)
+        self._requeue(name, tokenise=True)
 
     def _lost(self, slot: _Slot, error: Exception, at: Name | None = None) -> None:
         """A worker is gone: its shards go back, the one it was at is suspected, another takes its place."""
@@ -404,9 +477,8 @@ class Pool:
         slot.kind = next((kind for phrase, kind in _PHRASES.items() if phrase in str(error)), slot.kind)
         names = [name for name in slot.running.values() if name not in self._done]
         for name in names:
-            if not any(name in other.running.values() for other in self._slots):
-                self._tokenised.appendleft(name)
-        blamed = self._suspected(slot, [at] if at in names else names) if slot.kind != "node_lost" else None
+            self._requeue(name)
+        blamed = self._suspected(slot, [at] if at in names else names)
         self._failed(blamed, slot.kind, f"{slot.told}, {_doing(slot)}: {text}")
         if len(self._slots) < len(self._items) - len(self._done):
             self._slots.append(self._started())
@@ -417,17 +489,15 @@ class Pool:
         The first loss calls a witness. The pack that it saw last goes sequence by sequence from then on, and
         one that was alone twice is set aside.
         """
-        from ray.exceptions import RayActorError
-
-        if self._witness is None:
-            self._witness = self._ray.remote(num_cpus=0)(Witness).remote()
-            return self._items[names[0]] if len(names) == 1 else None
-        try:
-            seen = self._ray.get(self._witness.latest.remote(names))
-        except RayActorError:
-            self._witness = seen = None
-        if seen is None:
-            return None
+        items = [self._items[name] for name in names]
+        if slot.kind == "node_lost":
+            return items[0] if items else None
+        was_watched = [item for item in items if item.is_watched]
+        for item in items:
+            item.is_watched = True
+        seen = self._seen(names)
+        if seen is None or not was_watched:
+            return items[0] if len(items) == 1 else None
         item, digests = self._items[seen[0]], seen[1]
         orders = replace(item.orders, alone=item.orders.alone | frozenset(digests))
         if slot.kind == "out_of_memory":
@@ -443,40 +513,57 @@ class Pool:
         item.orders = orders
         return item
 
+    def _seen(self, names: list[Name]) -> tuple[Name, list[str]] | None:
+        """What the witness saw last of these shards; a witness that is gone, too, is replaced."""
+        from ray.exceptions import RayError
+
+        if self._witness is not None:
+            try:
+                seen: tuple[Name, list[str]] | None = self._ray.get(
+                    self._witness.latest.remote(names), timeout=_WITNESS_SECONDS
+                )
+                return seen
+            except RayError:
+                self._ray.kill(self._witness)
+        self._witness = self._ray.remote(num_cpus=0)(Witness).remote()
+        return None
+
     def _failed(self, item: _Item | None, kind: str, text: str) -> None:
-        """Note a failure. ClusterError where there have been too many."""
+        """Note a failure. ClusterError where there have been too many.
+
+        Storage and nodes that come and go are held against a shard alone, and not against the run.
+        """
         self.failures[kind] += 1
         encoder = self._planned.passes[item.work.encoder].spec.name if item else "none"
         counters.count("isoformer_failures_total", 1, encoder=encoder, label=kind)
         self._say(f"{kind}: {text}")
-        if kind == "node_lost":
-            return
         if item is not None:
             item.failures += 1
-        total = sum(count for kind, count in self.failures.items() if kind != "node_lost")
-        if total > self._config.most_failures or (item is not None and item.failures >= _ATTEMPTS):
+        total = sum(count for kind, count in self.failures.items() if kind not in _NOT_THE_RUN_S)
+        most = max(self._config.most_failures, len(self._slots) // 5)
+        if total > most or (item is not None and item.failures >= _ATTEMPTS):
             counted = ", ".join(f"{kind} {count}" for kind, count in sorted(self.failures.items()))
             raise ClusterError(
-                f"embedding is given up after {total} failures ({counted}); the last: {text}; what is "
-                "published stays: mend the cause, run the same command again and it goes on"
+                f"embedding is given up after {self.failures.total()} failures ({counted}); the last: {text};"
+                " what is published stays: mend the cause, run the same command again and it goes on"
             )
 
     def _polled(self) -> PoolStatus:
         """Ask every worker how it is; name and kill the ones that make no progress."""
         now = self._polled_at = time.monotonic()
-        for slot in self._slots:
-            if not slot.is_ready:
+        for slot in [slot for slot in self._slots if slot.is_ready]:
+            still_seconds = slot.still_seconds(now)
+            if slot.killed_at is not None and now - slot.killed_at > _DYING_SECONDS:
+                self._lost(slot, ClusterError("it does not die either"))
                 continue
-            silent_seconds = now - slot.answered_at if slot.asked is not None else 0.0
-            still_seconds = slot.status.idle_seconds if slot.status and slot.running else 0.0
-            seconds = max(silent_seconds, still_seconds)
-            if seconds > self._config.stall_seconds and slot.kind != "worker_stalled":
-                self._say(f"{slot.told} has made no progress for {seconds:.0f} s, {_doing(slot)}: killed")
-                slot.kind = "worker_stalled"
+            if still_seconds > self._config.stall_seconds and slot.killed_at is None:
+                self._say(
+                    f"{slot.told} has made no progress for {still_seconds:.0f} s, {_doing(slot)}: killed"
+                )
+                slot.kind, slot.killed_at = "worker_stalled", now
                 kill_process(node=slot.place[1], pid=slot.place[2])
             if slot.asked is None:
                 slot.asked = slot.handle.status.options(concurrency_group="status").remote()
-        self._make_room()
         statuses = [slot.status for slot in self._slots if slot.status]
         alive = sum(status.alive_seconds for status in statuses)
         return PoolStatus(
@@ -486,24 +573,11 @@ class Pool:
             busy=sum(status.busy_seconds for status in statuses) / alive if alive else None,
         )
 
-    def _make_room(self) -> None:
-        """After the loss of a node the workers may hold every CPU that is left, and nothing is tokenised."""
-        ready = [slot for slot in self._slots if slot.is_ready]
-        idle = [slot for slot in ready if not slot.running]
-        if self._tokenising and idle and len(ready) > 1 and not has_room(self._config, len(ready)):
-            self._say(f"{idle[-1].told} makes room: beside it no CPU is left to tokenise on")
-            self._slots.remove(idle[-1])
-            self._ray.kill(idle[-1].handle)
-            return
-        wanted = min(self._config.actors, len(self._items) - len(self._done))
-        if len(self._slots) < wanted and has_room(self._config, len(self._slots) + 1):
-            self._slots.append(self._started())  # a node has come back
-
     def _tokens_done(self, statuses: list[WorkerStatus]) -> int:
         """Of shards that are published, and of those at work."""
-        published = sum(self._items[name].work.load.tokens for name in self._done)
         at_work = {name: tokens for status in statuses for name, tokens in status.tokens.items()}
-        return published + sum(tokens for name, tokens in at_work.items() if name not in self._done)
+        doing = sum(tokens for name, tokens in at_work.items() if name not in self._done)
+        return self._tokens_published + doing
 
     def _say(self, text: str) -> None:
         self.notes.append(text)

@@ -13,6 +13,7 @@ import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -188,17 +189,24 @@ def groups_of_digests(file: pq.ParquetFile) -> dict[str, int]:
 def verify_rows(file: pq.ParquetFile, footer: ShardFooter, uri: str) -> None:
     """Hash every row again. StorageError where a value is not finite, or counts or hash do not hold."""
     content, sequences, positions = _ContentHash(), 0, 0
-    try:
+    with explained(uri):
         for digest, values_LD in rows_of(file, footer.header):
             if not np.isfinite(values_LD).all():
                 raise StorageError(f"{uri}: sequence {digest} holds a value that is not finite")
             content.add(digest, values_LD)
             sequences, positions = sequences + 1, positions + len(values_LD)
-    except (pa.ArrowInvalid, OSError, ValueError) as error:
-        raise StorageError(f"{uri}: cannot be read back: {error}") from None
     found = replace(footer, sequences=sequences, positions=positions, content_digest=content.hexdigest())
     if found != footer:
         raise StorageError(f"{uri}: its rows are {_told(found)}, but its footer says {_told(footer)}")
+
+
+@contextmanager
+def explained(uri: str) -> Iterator[None]:
+    """A StorageError for what a damaged file raises while it is read."""
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError, ValueError) as error:
+        raise StorageError(f"{uri}: cannot be read back: {error}") from None
 
 
 def _told(footer: ShardFooter) -> str:

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from isoformer.encoders.registry import EncoderChoice, get_spec, load_tokenizer
-from isoformer.encoders.spec import EncoderSpec
+from isoformer.encoders.spec import EncoderSpec, Packed
 from isoformer.errors import EncoderError, StorageError
 from isoformer.manifest import Manifest, read_shard
 from isoformer.schema import Modality, digest_column
@@ -87,8 +87,15 @@ class TokenizedShard:
     def part(self, members: Iterable[int]) -> TokenizedShard:
         """Some of the sequences, as a shard of their own."""
         chosen = list(members)
-        pieces = [self.token_ids[self.offsets[i] : self.offsets[i + 1]] for i in chosen]
-        return TokenizedShard([self.digests[i] for i in chosen], *_end_to_end(pieces))
+        return TokenizedShard([self.digests[i] for i in chosen], *self._pieces(chosen))
+
+    def packed(self, members: Sequence[int]) -> Packed:
+        """Some of the sequences, as an encoder takes them."""
+        token_ids, offsets = self._pieces(members)
+        return Packed(token_ids.astype(np.int32, copy=False), offsets)
+
+    def _pieces(self, members: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        return _end_to_end([self.token_ids[self.offsets[i] : self.offsets[i + 1]] for i in members])
 
 
 def shard_sequences(storage: Storage, shard: int, modality: Modality) -> ShardSequences:
@@ -144,9 +151,9 @@ def require_fit(spec: EncoderSpec, window_bases: int | None, uri: str) -> None:
         )
 
 
-def _end_to_end(pieces: Sequence[NDArray[np.int32]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+def _end_to_end(pieces: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[np.int64]]:
     offsets = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64)
-    return np.concatenate([np.empty(0, np.int32), *pieces]).astype(np.int32), offsets
+    return np.concatenate(pieces) if pieces else np.empty(0, np.int32), offsets
 
 
 def _distinct(source: TranscriptsSource, shard: int, spec: EncoderSpec) -> Iterator[tuple[str, str]]:

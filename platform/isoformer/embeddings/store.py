@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -31,6 +34,7 @@ from isoformer.embeddings.shard_file import (
     ShardFileWriter,
     ShardFooter,
     ShardHeader,
+    explained,
     footer_of,
     group_rows,
     groups_of_digests,
@@ -44,6 +48,7 @@ from isoformer.storage import Storage, explain_local
 
 # L positions of one sequence, D width
 
+_SCRATCH = "isoformer-shard-"
 _SHARD_NAME = re.compile(r"shard-\d{5,}\.[0-9a-f]{12}\.parquet")
 
 
@@ -90,7 +95,7 @@ class EmbeddingDataset:
             raise StorageError(
                 f"{storage.uri}/{path}: there is no finished {modality} dataset {key!r}; run embed again"
             )
-        return cls(storage, json.loads(storage.read_bytes(path)))
+        return cls(storage, read_embeddings_manifest(storage, path))
 
     def __len__(self) -> int:
         """How many shards there are."""
@@ -138,7 +143,10 @@ class ShardWriter:
 
     def __init__(self, storage: Storage, header: ShardHeader) -> None:
         self._storage, self.header = storage, header
-        self._folder = tempfile.TemporaryDirectory(prefix="isoformer-shard-", ignore_cleanup_errors=True)
+        with explain_local(Path(tempfile.gettempdir())):
+            self._folder = tempfile.TemporaryDirectory(
+                prefix=f"{_SCRATCH}{os.getpid()}-", ignore_cleanup_errors=True
+            )
         self._local = Path(self._folder.name, shard_name(header.shard))
         with explain_local(self._local):
             self._file = ShardFileWriter(self._local, header)
@@ -173,6 +181,14 @@ class ShardWriter:
         self._folder.cleanup()
 
 
+def sweep_scratch() -> None:
+    """Remove what workers that were killed on this machine left of unfinished shards."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*-*"):
+        owner = folder.name.removeprefix(_SCRATCH).partition("-")[0]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def present_entry(storage: Storage, header: ShardHeader) -> ShardEntry:
     """The manifest's entry of a shard that is there. FingerprintError where it is another's."""
     path = shard_key(header)
@@ -189,7 +205,11 @@ def read_footer(storage: Storage, path: str) -> ShardFooter:
 
 def require_same(present: ShardFooter, wanted: ShardHeader, uri: str) -> None:
     """FingerprintError, naming both sides of every difference, where a shard was made from something else."""
-    found, asked = asdict(present.header), asdict(wanted)
+    _require_same_header(present.header, wanted, uri)
+
+
+def _require_same_header(present: ShardHeader, wanted: ShardHeader, uri: str) -> None:
+    found, asked = asdict(present), asdict(wanted)
     different = [
         f"{name} {found[name]!r} (wanted {asked[name]!r})" for name in asked if found[name] != asked[name]
     ]
@@ -200,34 +220,42 @@ def require_same(present: ShardFooter, wanted: ShardHeader, uri: str) -> None:
         )
 
 
-class StoredRows:
-    """Rows of a shard by digest; one row group is held at a time."""
-
-    def __init__(self, file: pq.ParquetFile, header: ShardHeader) -> None:
-        self._file, self._header = file, header
-        self._groups = groups_of_digests(file)
-        self._held: tuple[int, dict[str, NDArray[Any]]] = (-1, {})
-
-    def __contains__(self, digest: str) -> bool:
-        return digest in self._groups
-
-    def digests(self) -> list[str]:
-        """In the order of the file."""
-        return list(self._groups)
-
-    def __getitem__(self, digest: str) -> NDArray[Any]:
-        """(positions, width). KeyError where the shard has no such row."""
-        group = self._groups[digest]
-        if self._held[0] != group:
-            self._held = (group, dict(group_rows(self._file, self._header, group)))
-        return self._held[1][digest]
+def digests_of(storage: Storage, path: str, wanted: ShardHeader) -> list[str]:
+    """Which sequences a shard has rows of. FingerprintError where it is not of the dataset that is wanted."""
+    with _file(storage, path) as (file, uri), explained(uri):
+        _require_same_dataset(footer_of(file, uri).header, wanted, uri)
+        return list(groups_of_digests(file))
 
 
-@contextmanager
-def stored_rows(storage: Storage, path: str) -> Iterator[StoredRows]:
-    """A published shard, to look rows up in."""
-    with _file(storage, path) as (file, uri):
-        yield StoredRows(file, footer_of(file, uri).header)
+def rows_by_digest(
+    storage: Storage, path: str, wanted: ShardHeader, digests: Collection[str]
+) -> dict[str, NDArray[Any]]:
+    """Copies of some rows of a shard; only row groups that hold one of them are read.
+
+    FingerprintError where the shard is not of the dataset that is wanted.
+    """
+    with _file(storage, path) as (file, uri), explained(uri):
+        header = footer_of(file, uri).header
+        _require_same_dataset(header, wanted, uri)
+        of_digest = groups_of_digests(file)
+        groups = sorted({of_digest[digest] for digest in digests if digest in of_digest})
+        return {
+            digest: values_LD.copy()
+            for group in groups
+            for digest, values_LD in group_rows(file, header, group)
+            if digest in digests
+        }
+
+
+def _require_same_dataset(present: ShardHeader, wanted: ShardHeader, uri: str) -> None:
+    """Another shard of the same dataset: key, modality, width, type and resolution are those wanted."""
+    same_place = replace(wanted, shard=present.shard, sequences_digest=present.sequences_digest)
+    _require_same_header(present, same_place, uri)
+
+
+def sequences_digest(digests: Sequence[str]) -> str:
+    """One digest over the distinct sequences of a shard."""
+    return hashlib.blake2b("\n".join(sorted(digests)).encode(), digest_size=16).hexdigest()
 
 
 def verify_content(storage: Storage, path: str) -> ShardFooter:
@@ -235,7 +263,25 @@ def verify_content(storage: Storage, path: str) -> ShardFooter:
     with _file(storage, path) as (file, uri):
         footer = footer_of(file, uri)
         verify_rows(file, footer, uri)
+        with explained(uri):
+            held = sequences_digest([*groups_of_digests(file), *footer.quarantined])
+    if held != footer.header.sequences_digest:
+        raise StorageError(
+            f"{uri}: holds sequences of digest {held}, but its footer says {footer.header.sequences_digest}"
+        )
     return footer
+
+
+def read_embeddings_manifest(storage: Storage, key: str) -> EmbeddingsManifest:
+    """StorageError where the object is no manifest of an embedding dataset."""
+    try:
+        manifest: EmbeddingsManifest = json.loads(storage.read_bytes(key))
+        missing = [name for name in EmbeddingsManifest.__annotations__ if name not in manifest]
+    except ValueError as error:
+        raise StorageError(f"{storage.uri}/{key}: is not a whole manifest: {error}; embed again") from None
+    if missing:
+        raise StorageError(f"{storage.uri}/{key}: lacks {', '.join(missing)}; embed again")
+    return manifest
 
 
 def write_manifest(storage: Storage, manifest: EmbeddingsManifest) -> None:
@@ -245,11 +291,6 @@ def write_manifest(storage: Storage, manifest: EmbeddingsManifest) -> None:
     if storage.exists(path) and storage.read_bytes(path) == data:
         return
     storage.write_bytes(path, data)
-
-
-def sequences_digest(digests: Sequence[str]) -> str:
-    """One digest over the distinct sequences of a shard."""
-    return hashlib.blake2b("\n".join(sorted(digests)).encode(), digest_size=16).hexdigest()
 
 
 @contextmanager

@@ -12,9 +12,9 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, Protocol
 
 from numpy.typing import NDArray
@@ -31,25 +31,30 @@ from isoformer.embeddings.shard_sequences import TokenizedShard, TranscriptsSour
 from isoformer.embeddings.store import (
     ShardEntry,
     ShardWriter,
-    StoredRows,
     present_entry,
+    rows_by_digest,
+    sequences_digest,
     shard_key,
-    stored_rows,
+    sweep_scratch,
 )
 from isoformer.embeddings.token_budget import TokenBudget
 from isoformer.embeddings.workload import Workload
 from isoformer.encoders.registry import load_encoder
 from isoformer.encoders.spec import Encoder
-from isoformer.errors import EncoderError, IsoformerError
+from isoformer.errors import EncoderError, FingerprintError, IsoformerError
 from isoformer.storage import Storage
 
+_Rows = dict[str, NDArray[Any]]
 Stage = Literal["waiting", "loading", "encoding", "publishing"]
 _FEW: Final = 3
 """So many sequences of a shard may always be quarantined."""
 
 
 class Witness(Protocol):
-    """Is told of every pack before it is encoded, and remembers when the worker is dead."""
+    """Is told of every pack before it is encoded, and remembers when the worker is dead.
+
+    An empty list: no sequence is on the device, whatever happens now is not the fault of one.
+    """
 
     def note(self, work: tuple[int, int], digests: list[str]) -> None: ...
 
@@ -97,7 +102,9 @@ class WorkError:
 
 @dataclass(frozen=True)
 class ShardSummary:
-    """What a worker says of a shard that it has published. `entries`: dataset key → manifest entry.
+    """What a worker says of a shard that is published. `entries`: dataset key → manifest entry.
+
+    `workload`: what was really encoded and written; `written` of the entries are this worker's own.
 
     `started_at`, `encoded_at`: seconds since the epoch, of the first pack and of the end of the last.
     `busy_seconds`: of that time, with the device at work. `load_seconds`: where the encoder had to be loaded.
@@ -107,6 +114,7 @@ class ShardSummary:
     shard: int
     entries: dict[str, ShardEntry]
     workload: Workload
+    written: int
     reused: int
     packs: int
     padding_tokens: int
@@ -141,12 +149,14 @@ class WorkerStatus:
     busy_seconds: float
 
 
-def tokenise_work(work: ShardWork, source: TranscriptsSource, passes: Sequence[EncoderPass]) -> Any:
-    """A `TokenizedShard`, or the `WorkError` that was met."""
+def tokenise_work(
+    work: ShardWork, source: TranscriptsSource, passes: Sequence[EncoderPass]
+) -> tuple[WorkError | None, TokenizedShard]:
+    """The error that was met, if one was, and the shard's sequences, which only a worker needs to see."""
     try:
-        return tokenise(source, work.shard, passes[work.encoder].choice)
+        return None, tokenise(source, work.shard, passes[work.encoder].choice)
     except IsoformerError as error:
-        return WorkError.of(error)
+        return WorkError.of(error), TokenizedShard.empty()
 
 
 class EncodeWorker:
@@ -156,9 +166,11 @@ class EncodeWorker:
         import torch
 
         torch.set_num_threads(settings.threads)
+        sweep_scratch()
         self._settings = settings
         self._device = threading.Lock()
-        self._loaded: tuple[int, Encoder, TokenBudget] | None = None
+        self._loaded: tuple[int, Encoder] | None = None
+        self._budgets: dict[int, TokenBudget] = {}
         self._stages: dict[tuple[int, int], Stage] = {}
         self._abandoned: set[tuple[int, int]] = set()
         self._tokens: dict[tuple[int, int], int] = {}
@@ -189,11 +201,11 @@ class EncodeWorker:
             self._abandoned.add(work)
 
     def encode(
-        self, work: ShardWork, shard: TokenizedShard | WorkError, orders: Orders
+        self, work: ShardWork, shard: TokenizedShard, orders: Orders
     ) -> ShardSummary | WorkError | None:
         """Encode, write, verify and publish one shard. None where it was abandoned."""
-        if isinstance(shard, WorkError):
-            return shard
+        if not self._stages:
+            self._progress_at = time.monotonic()
         self._stages[work.name] = "waiting"
         try:
             return self._encode_and_publish(work, shard, orders)
@@ -207,44 +219,67 @@ class EncodeWorker:
             self._tokens.pop(work.name, None)
 
     def _encode_and_publish(self, work: ShardWork, shard: TokenizedShard, orders: Orders) -> ShardSummary:
+        _require_same_sequences(work, shard, self._settings.storage.uri)
+        present, missing = self._present(work)
         with ExitStack() as opened:
+            writers = {header.key: ShardWriter(self._settings.storage, header) for header in missing}
+            for writer in writers.values():
+                opened.callback(writer.close)
+            made = _Made(work, writers, dict(shard.quarantined) | dict(orders.left_out))
+            copied = _copied(self._settings.storage, work, missing)
             with self._device:
-                self._stop_if_abandoned(work)
-                present, missing = self._present(work)
-                load_seconds, encoder, budget = self._encoder(work)
-                writers = {header.key: ShardWriter(self._settings.storage, header) for header in missing}
-                for writer in writers.values():
-                    opened.callback(writer.close)
-                made = _Made(work, writers, dict(shard.quarantined) | dict(orders.left_out))
-                started_at = time.time()
-                if writers:
-                    self._fill(made, shard, orders, encoder, budget)
-                encoded_at, budget_tokens, halvings = time.time(), budget.tokens, budget.halvings
+                encoded = self._encode(made, shard, orders, copied)
             self._progressed(work, "publishing", f"publishing shard {work.shard}")
-            started = time.perf_counter()
-            published = {
-                key: writer.publish(made.quarantined, shard.counts) for key, writer in writers.items()
-            }
-        summary = ShardSummary(
+            published, publish_seconds = self._publish(made, shard.counts)
+        summary = replace(
+            encoded,
+            entries={**present, **published},
+            workload=made.load + Workload(output_bytes=sum(entry["bytes"] for entry in published.values())),
+            written=len(published),
+            publish_seconds=publish_seconds,
+        )
+        self._show(summary)
+        return summary
+
+    def _encode(
+        self, made: _Made, shard: TokenizedShard, orders: Orders, copied: Mapping[str, _Rows]
+    ) -> ShardSummary:
+        """The part that needs the device; nothing of the encoder is held on to afterwards."""
+        work = made.work
+        self._stop_if_abandoned(work)
+        _note(orders.witness, work, [])
+        load_seconds, encoder = self._encoder(work)
+        budget = self._budget(work, orders)
+        started_at = time.time()
+        if made.writers:
+            self._fill(made, shard, orders, encoder, budget, copied)
+        _note(orders.witness, work, [])
+        return ShardSummary(
             encoder=work.encoder,
             shard=work.shard,
-            entries={**present, **published},
-            workload=made.workload(published),
+            entries={},
+            workload=made.load,
+            written=0,
             reused=made.reused,
             packs=made.packs,
             padding_tokens=made.padding_tokens,
             started_at=started_at,
-            encoded_at=encoded_at,
+            encoded_at=time.time(),
             busy_seconds=made.busy_seconds,
             load_seconds=load_seconds,
-            publish_seconds=time.perf_counter() - started,
-            token_budget=budget_tokens,
-            budget_halvings=halvings,
+            publish_seconds=0.0,
+            token_budget=budget.tokens,
+            budget_halvings=budget.halvings,
             hardware=hardware(self._settings.device),
             worker=_name(),
         )
-        self._show(summary)
-        return summary
+
+    def _publish(self, made: _Made, counts: Mapping[str, int]) -> tuple[dict[str, ShardEntry], float]:
+        started, published = time.perf_counter(), {}
+        for key, writer in made.writers.items():
+            published[key] = writer.publish(made.quarantined, dict(counts))
+            self._progressed(made.work, "publishing", f"publishing shard {made.work.shard}")
+        return published, time.perf_counter() - started
 
     def _present(self, work: ShardWork) -> tuple[dict[str, ShardEntry], list[ShardHeader]]:
         """What another run has published since the plan was made, and what is still missing."""
@@ -253,35 +288,47 @@ class EncodeWorker:
         entries = {header.key: present_entry(storage, header) for header in there}
         return entries, [header for header in work.missing if header.key not in entries]
 
-    def _encoder(self, work: ShardWork) -> tuple[float | None, Encoder, TokenBudget]:
+    def _encoder(self, work: ShardWork) -> tuple[float | None, Encoder]:
         import torch
 
         torch.set_num_threads(self._settings.threads)  # threads of a pool have a count each
         if self._loaded is not None and self._loaded[0] == work.encoder:
-            return None, self._loaded[1], self._loaded[2]
+            return None, self._loaded[1]
         started = time.perf_counter()
         encoder_pass = self._settings.passes[work.encoder]
         self._progressed(work, "loading", f"loading {encoder_pass.spec.name}")
         self._loaded = None  # gives the memory back before the next one is loaded
-        encoder = load_encoder(encoder_pass.choice, self._settings.device)
-        known_hardware, known_tokens = self._settings.known_budgets.get(work.encoder, ("", 0))
-        is_known = known_hardware == hardware(self._settings.device)
-        budget = self._settings.token_budget.limited(known_tokens if is_known else None)
-        self._loaded = (work.encoder, encoder, budget)
-        return time.perf_counter() - started, encoder, budget
+        self._loaded = (work.encoder, load_encoder(encoder_pass.choice, self._settings.device))
+        return time.perf_counter() - started, self._loaded[1]
 
-    def _fill(
-        self, made: _Made, shard: TokenizedShard, orders: Orders, encoder: Encoder, budget: TokenBudget
-    ) -> None:
-        """Rows in the order of encoding: copied where an earlier shard has them, else as packs are done."""
-        work = made.work
+    def _budget(self, work: ShardWork, orders: Orders) -> TokenBudget:
+        """This worker's, of this encoder: what was halved once stays halved."""
+        if work.encoder not in self._budgets:
+            known_hardware, known_tokens = self._settings.known_budgets.get(work.encoder, ("", 0))
+            is_known = known_hardware == hardware(self._settings.device)
+            self._budgets[work.encoder] = self._settings.token_budget.limited(
+                known_tokens if is_known else None
+            )
+        budget = self._budgets[work.encoder]
         if orders.most_tokens is not None:
             budget.shrink_to(orders.most_tokens)
+        return budget
+
+    def _fill(
+        self,
+        made: _Made,
+        shard: TokenizedShard,
+        orders: Orders,
+        encoder: Encoder,
+        budget: TokenBudget,
+        copied: Mapping[str, _Rows],
+    ) -> None:
+        """Rows in the order of encoding: copied where earlier shards have them, else as packs are done."""
+        work = made.work
 
         def before_pack(digests: list[str]) -> None:
             self._stop_if_abandoned(work)
-            if orders.witness is not None:
-                orders.witness.note(work.name, digests)
+            _note(orders.witness, work, digests)
             self._progressed(work, "encoding", _told(encoder, work, digests))
             self._first_pack_at = self._first_pack_at or time.monotonic()
 
@@ -290,31 +337,29 @@ class EncodeWorker:
             self._tokens[work.name] = made.load.tokens
             self._busy_seconds += stats.seconds
 
-        with _earlier_rows(self._settings.storage, work, list(made.writers)) as earlier:
-            places = [i for i in order_of_encoding(shard) if shard.digests[i] not in orders.left_out]
-            is_reused = {i: earlier.has_all(shard.digests[i]) for i in places}
-            encoded = encode_sequences(
-                encoder,
-                shard.part(i for i in places if not is_reused[i]),
-                self._outputs(work, made.writers),
-                self._settings.dtype,
-                budget,
-                alone=orders.alone,
-                before_pack=before_pack,
-                after_pack=after_pack,
-            )
-            for place in places:
-                digest = shard.digests[place]
-                if is_reused[place]:
-                    made.keep(digest, earlier.rows(digest))
-                    made.reused += 1
-                    continue
-                sequence = next(encoded)
-                if sequence.reason is None:
-                    made.keep(sequence.digest, sequence.rows)
-                else:
-                    made.quarantined[sequence.digest] = sequence.reason
-                    self._require_few(made, shard)
+        places = [i for i in order_of_encoding(shard) if shard.digests[i] not in orders.left_out]
+        is_copied = [shard.digests[place] in copied for place in places]
+        encoded = encode_sequences(
+            encoder,
+            shard.part(place for place, is_there in zip(places, is_copied, strict=True) if not is_there),
+            self._outputs(work, made.writers),
+            self._settings.dtype,
+            budget,
+            alone=orders.alone,
+            before_pack=before_pack,
+            after_pack=after_pack,
+        )
+        for place, is_there in zip(places, is_copied, strict=True):
+            if is_there:
+                made.keep(shard.digests[place], copied[shard.digests[place]])
+                made.reused += 1
+                continue
+            sequence = next(encoded)
+            if sequence.reason is None:
+                made.keep(sequence.digest, sequence.rows)
+            else:
+                made.quarantined[sequence.digest] = sequence.reason
+                self._require_few(made, shard)
 
     def _outputs(self, work: ShardWork, keys: Mapping[str, object]) -> list[Output]:
         return [
@@ -380,41 +425,37 @@ class _Made:
         self.busy_seconds += stats.seconds
         self.load += stats.load
 
-    def keep(self, digest: str, rows: Mapping[str, NDArray[Any]]) -> None:
+    def keep(self, digest: str, rows: _Rows) -> None:
         for key, writer in self.writers.items():
             writer.add(digest, rows[key])
 
-    def workload(self, published: Mapping[str, ShardEntry]) -> Workload:
-        """What was really encoded and written."""
-        return self.load + Workload(output_bytes=sum(entry["bytes"] for entry in published.values()))
+
+def _copied(storage: Storage, work: ShardWork, missing: Sequence[ShardHeader]) -> dict[str, _Rows]:
+    """Digest → a row a dataset, of sequences that earlier shards of all the datasets have."""
+    if not work.reuse or not missing:
+        return {}
+    rows: dict[str, _Rows] = {}
+    for header in missing:
+        for path, digests in work.reuse[header.key].items():
+            for digest, values_LD in rows_by_digest(storage, path, header, set(digests)).items():
+                rows.setdefault(digest, {})[header.key] = values_LD
+    return {digest: row for digest, row in rows.items() if len(row) == len(missing)}
 
 
-@dataclass(frozen=True)
-class _EarlierRows:
-    """Earlier shards by dataset."""
-
-    shards: Mapping[str, Sequence[StoredRows]]
-
-    def has_all(self, digest: str) -> bool:
-        """Whether every dataset has a row of it; False where nothing is to be copied."""
-        return bool(self.shards) and all(any(digest in one for one in of) for of in self.shards.values())
-
-    def rows(self, digest: str) -> dict[str, NDArray[Any]]:
-        return {key: next(one for one in of if digest in one)[digest] for key, of in self.shards.items()}
-
-
-@contextmanager
-def _earlier_rows(storage: Storage, work: ShardWork, keys: Sequence[str]) -> Iterator[_EarlierRows]:
-    if not work.reuse:
-        yield _EarlierRows({})
-        return
-    with ExitStack() as opened:
-        yield _EarlierRows(
-            {
-                key: [opened.enter_context(stored_rows(storage, path)) for path in work.reuse[key]]
-                for key in keys
-            }
+def _require_same_sequences(work: ShardWork, shard: TokenizedShard, uri: str) -> None:
+    """FingerprintError where the transcripts were prepared anew since the plan."""
+    found = sequences_digest([*shard.digests, *shard.quarantined])
+    planned = work.missing[0].sequences_digest
+    if found != planned:
+        raise FingerprintError(
+            f"{uri}: shard {work.shard} of the transcripts holds other sequences ({found}) than when the run "
+            f"was planned ({planned}): it was prepared anew; run embed again, and it uses what is there"
         )
+
+
+def _note(witness: Witness | None, work: ShardWork, digests: list[str]) -> None:
+    if witness is not None:
+        witness.note(work.name, digests)
 
 
 def _told(encoder: Encoder, work: ShardWork, digests: Sequence[str]) -> str:
