@@ -16,11 +16,11 @@ from typing import Any
 
 from isoformer.embeddings.cluster import alive_nodes
 from isoformer.embeddings.config import EmbedConfig, EmbeddingSpec, EncoderJob, EncoderPass
+from isoformer.embeddings.messages import ShardSummary, WorkerSettings
 from isoformer.embeddings.plan import Plan, plan
 from isoformer.embeddings.pool import Pool, PoolStatus
 from isoformer.embeddings.profile import read_profile, updated, write_profile
 from isoformer.embeddings.store import EmbeddingsManifest, ShardEntry, write_manifest
-from isoformer.embeddings.workers import ShardSummary, WorkerSettings
 from isoformer.errors import ClusterError, FingerprintError
 from isoformer.manifest import read_manifest
 from isoformer.schema import SCHEMA_VERSION, Modality

@@ -21,40 +21,28 @@ import re
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 
 from isoformer.embeddings import counters
 from isoformer.embeddings.cluster import kill_process, require_room
 from isoformer.embeddings.config import EmbedConfig
-from isoformer.embeddings.plan import Plan, ShardWork
-from isoformer.embeddings.workers import (
-    EncodeWorker,
-    Orders,
-    ShardSummary,
-    WorkError,
-    WorkerSettings,
-    WorkerStatus,
-    tokenise_work,
-)
+from isoformer.embeddings.messages import Name, ShardSummary, WorkError, WorkerSettings, WorkerStatus
+from isoformer.embeddings.plan import Plan
+from isoformer.embeddings.pool_state import Item, Ref, Slot
+from isoformer.embeddings.suspects import Suspects
+from isoformer.embeddings.workers import EncodeWorker, tokenise_work
 from isoformer.errors import ClusterError, FingerprintError, StorageError
 
-CRASHES: Final = "crashes_worker"
-STALLS: Final = "stalls_worker"
-
-_NOT_THE_RUN_S: Final = ("node_lost", "storage")
+_NOT_THE_RUN_S: Final = ("node_lost", "storage", "tokens_lost")
 _POLL_SECONDS: Final = 1.0
-_WITNESS_SECONDS: Final = 30.0
 _DYING_SECONDS: Final = 60.0
 _GLANCE: Final = 64
 """So many of the shards in a queue are looked at for the next one."""
 _SHARDS_A_WORKER: Final = 2
 _ATTEMPTS: Final = 5
 """Failures of one shard since a sequence of it was last set aside."""
-_STRIKES: Final = 2
-"""So often a sequence must have lost its worker while it was alone."""
 _SLOW: Final = 3.0
 _SLOW_SECONDS: Final = 30.0
 _BACK_OFF_SECONDS: Final = 1.0
@@ -64,9 +52,6 @@ _PHRASES: Final = {"its node has died": "node_lost", "running low on memory": "o
 """What Ray says of a worker's end, and what we call it."""
 
 _COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
-
-Name = tuple[int, int]
-Ref = Any
 
 
 @dataclass(frozen=True)
@@ -80,86 +65,6 @@ class PoolStatus:
     tokens_done: int
     running_seconds: float
     busy: float | None
-
-
-@dataclass
-class _Item:
-    """A shard to be done, and how its earlier attempts went."""
-
-    work: ShardWork
-    tokens: Ref | None = None
-    orders: Orders = field(default_factory=Orders)
-    failures: int = 0
-    is_watched: bool = False
-    strikes: Counter[str] = field(default_factory=Counter)
-    not_before: float = 0.0
-
-
-@dataclass(eq=False)
-class _Slot:
-    """A worker: what it has been given, what it last said of itself."""
-
-    handle: Any
-    identity: Ref | None
-    place: tuple[str, str, int] = ("", "", 0)
-    running: dict[Ref, Name] = field(default_factory=dict)
-    encoder: int | None = None
-    status: WorkerStatus | None = None
-    asked: Ref | None = None
-    answered_at: float = 0.0
-    encoding_since: dict[Name, float] = field(default_factory=dict)
-    given_at: dict[Name, float] = field(default_factory=dict)
-    kind: str = "worker_lost"
-    killed_at: float | None = None
-
-    @property
-    def is_ready(self) -> bool:
-        return self.identity is None
-
-    def forget(self, ref: Ref) -> None:
-        """It has returned."""
-        self.given_at.pop(self.running.pop(ref), None)
-
-    def still_seconds(self, now: float) -> float:
-        """Since it last answered or made progress with what it was given."""
-        silent = now - self.answered_at if self.asked is not None else 0.0
-        if not self.running or self.status is None:
-            return silent
-        given = now - max(self.given_at.values())  # it may still wait for the tokens of what it got last
-        return max(silent, min(given, self.status.idle_seconds if self.status.stages else given))
-
-    @property
-    def told(self) -> str:
-        return f"{self.place[0]}:{self.place[2]}" if self.is_ready else "a worker that has not started"
-
-
-class Witness:
-    """An actor without a device: it outlives the worker that tells it what it is about to do."""
-
-    def __init__(self) -> None:
-        self._last: dict[Name, list[str]] = {}
-
-    def note(self, work: Name, digests: list[str]) -> None:
-        self._last.pop(work, None)
-        self._last[work] = digests
-
-    def latest(self, works: list[Name]) -> tuple[Name, list[str]] | None:
-        """The last note of any of these shards."""
-        return next(((work, self._last[work]) for work in reversed(self._last) if work in works), None)
-
-
-@dataclass(frozen=True)
-class _RemoteWitness:
-    """`workers.Witness` over the actor; returns once the actor has it, or is not there."""
-
-    handle: Any
-
-    def note(self, work: Name, digests: list[str]) -> None:
-        import ray
-        from ray.exceptions import RayError
-
-        with suppress(RayError):  # without a witness there is no blame
-            ray.get(self.handle.note.remote(work, digests), timeout=_WITNESS_SECONDS)
 
 
 class Pool:
@@ -183,19 +88,19 @@ class Pool:
             concurrency_groups={"status": 1},
             scheduling_strategy="SPREAD",
         )(EncodeWorker)
-        self._items = {item.name: _Item(item) for item in planned.work}
+        self._items = {item.name: Item(item) for item in planned.work}
         self._waiting = deque(item.name for item in planned.work)
         self._tokenising: dict[Ref, Name] = {}
         self._tokenised: deque[Name] = deque()
         self._done: dict[Name, ShardSummary] = {}
-        self._slots: list[_Slot] = []
-        self._witness: Any = None
+        self._slots: list[Slot] = []
         self._polled_at = time.monotonic()
         self._tokens_published = 0
         self._halvings: dict[tuple[str, int], int] = {}
         self._pace: dict[int, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
         self.failures: Counter[str] = Counter()
         self.notes: list[str] = []
+        self._suspects = Suspects(self._ray, settings.token_budget.tokens, self.notes.append)
 
     def run(self) -> Iterator[ShardSummary | PoolStatus]:
         """Summaries as shards are done, and a status every second in between.
@@ -224,9 +129,9 @@ class Pool:
         """Ten thousand workers are asked every hundred seconds, not all in each."""
         return max(_POLL_SECONDS, len(self._slots) / 100)
 
-    def _started(self) -> _Slot:
+    def _started(self) -> Slot:
         handle = self._worker.remote(self._settings)
-        return _Slot(handle, handle.identity.remote())
+        return Slot(handle, handle.identity.remote())
 
     def _tokenise_ahead(self) -> None:
         """A shard for every worker that is there, and one more for every task."""
@@ -255,7 +160,7 @@ class Pool:
         if idle and not (self._waiting or self._tokenising or self._tokenised):
             self._take_over(idle)
 
-    def _next(self, slot: _Slot) -> Name | None:
+    def _next(self, slot: Slot) -> Name | None:
         """The next shard in order, of the encoder that the worker has loaded if there is one."""
         due = self._due(self._tokenised)
         name = next((name for name in due if name[0] == slot.encoder), due[0] if due else None)
@@ -263,16 +168,14 @@ class Pool:
             self._tokenised.remove(name)
         return name
 
-    def _give(self, slot: _Slot, name: Name) -> None:
+    def _give(self, slot: Slot, name: Name) -> None:
         item = self._items[name]
-        witness = _RemoteWitness(self._witness) if item.is_watched and self._witness is not None else None
-        orders = replace(item.orders, witness=witness)
-        ref = slot.handle.encode.remote(item.work, item.tokens, orders)
+        ref = slot.handle.encode.remote(item.work, item.tokens, self._suspects.orders(item))
         slot.running[ref] = name
         slot.given_at[name] = time.monotonic()
         slot.encoder = name[0]
 
-    def _take_over(self, idle: list[_Slot]) -> None:
+    def _take_over(self, idle: list[Slot]) -> None:
         """Shards that wait at another worker, and those that go far slower than they should."""
         owners = self._owners()
         for name, slots in owners.items():
@@ -285,26 +188,26 @@ class Pool:
             if stage == "waiting" and len(owner.running) > 1:
                 self._tell_to_abandon(owner, name, started_too=False)
             elif stage == "encoding" and self._is_slow(owner, name):
-                self._say(f"{owner.told} is slow on shard {name[1]}: another worker does it too")
+                self.notes.append(f"{owner.told} is slow on shard {name[1]}: another worker does it too")
             else:
                 continue
             self._give(idle.pop(), name)
 
-    def _owners(self) -> dict[Name, list[_Slot]]:
-        owners: dict[Name, list[_Slot]] = {}
+    def _owners(self) -> dict[Name, list[Slot]]:
+        owners: dict[Name, list[Slot]] = {}
         for slot in self._slots:
             for name in slot.running.values():
                 owners.setdefault(name, []).append(slot)
         return {name: slots for name, slots in owners.items() if name not in self._done}
 
-    def _is_slow(self, slot: _Slot, name: Name) -> bool:
+    def _is_slow(self, slot: Slot, name: Name) -> bool:
         """By what the other shards of the same encoder took a token."""
         seconds, tokens = self._pace[name[0]]
         spent = time.monotonic() - slot.encoding_since.get(name, time.monotonic())
         expected = seconds / tokens * self._items[name].work.load.tokens if tokens else math.inf
         return spent > _SLOW * expected + _SLOW_SECONDS
 
-    def _tell_to_abandon(self, slot: _Slot, name: Name, *, started_too: bool) -> None:
+    def _tell_to_abandon(self, slot: Slot, name: Name, *, started_too: bool) -> None:
         slot.handle.abandon.options(concurrency_group="status").remote(name, started_too=started_too)
 
     def _finished(self) -> list[Ref]:
@@ -335,7 +238,7 @@ class Pool:
                 return self._result(slot, ref)
         return None
 
-    def _welcome(self, slot: _Slot) -> None:
+    def _welcome(self, slot: Slot) -> None:
         from ray.exceptions import RayError
 
         try:
@@ -345,7 +248,7 @@ class Pool:
             return
         slot.identity, slot.answered_at = None, time.monotonic()
 
-    def _heard(self, slot: _Slot) -> None:
+    def _heard(self, slot: Slot) -> None:
         from ray.exceptions import RayError
 
         asked, slot.asked = slot.asked, None
@@ -377,27 +280,23 @@ class Pool:
             return
         self._tokenised.append(name)
 
-    def _result(self, slot: _Slot, ref: Ref) -> ShardSummary | None:
+    def _result(self, slot: Slot, ref: Ref) -> ShardSummary | None:
         from ray.exceptions import RayActorError, RayError, RayTaskError
 
         name = slot.running[ref]
         try:
             result = self._ray.get(ref)
         except RayTaskError as error:
-            if isinstance(error.cause, RayError):  # its tokens are lost with the node that held them
-                slot.forget(ref)
-                self._requeue(name, tokenise=True)
-                return None
+            if isinstance(error.cause, RayError):
+                return self._tokens_lost(slot, ref, error)
             slot.kind = "worker_failed"  # nothing that was foreseen; its device may be unusable
             self._lost(slot, error, at=name)
             return None
         except RayActorError as error:
             self._lost(slot, error)
             return None
-        except RayError:
-            slot.forget(ref)
-            self._requeue(name, tokenise=True)
-            return None
+        except RayError as error:
+            return self._tokens_lost(slot, ref, error)
         slot.forget(ref)
         if isinstance(result, ShardSummary):
             return self._summary(name, result)
@@ -406,6 +305,12 @@ class Pool:
         else:
             self._requeue(name)
         return None
+
+    def _tokens_lost(self, slot: Slot, ref: Ref, error: Exception) -> None:
+        """With the node that held them, or because no task can make them."""
+        name = slot.running[ref]
+        slot.forget(ref)
+        self._tried_in_vain(name, "tokens_lost", f"shard {name[1]}: {_told(error)}")
 
     def _requeue(self, name: Name, *, tokenise: bool = False) -> None:
         """Put a shard back, unless it is done or another worker is at it."""
@@ -467,7 +372,7 @@ class Pool:
         item.not_before = time.monotonic() + _BACK_OFF_SECONDS * 2**item.failures * random.uniform(0.5, 1)
         self._requeue(name, tokenise=True)
 
-    def _lost(self, slot: _Slot, error: Exception, at: Name | None = None) -> None:
+    def _lost(self, slot: Slot, error: Exception, at: Name | None = None) -> None:
         """A worker is gone: its shards go back, the one it was at is suspected, another takes its place."""
         self._slots.remove(slot)
         self._ray.kill(slot.handle)
@@ -478,57 +383,13 @@ class Pool:
         names = [name for name in slot.running.values() if name not in self._done]
         for name in names:
             self._requeue(name)
-        blamed = self._suspected(slot, [at] if at in names else names)
-        self._failed(blamed, slot.kind, f"{slot.told}, {_doing(slot)}: {text}")
+        at_fault = [self._items[name] for name in ([at] if at in names else names)]
+        blamed = self._suspects.after_loss(slot.kind, at_fault)
+        self._failed(blamed, slot.kind, f"{slot.told}, {slot.doing}: {text}")
         if len(self._slots) < len(self._items) - len(self._done):
             self._slots.append(self._started())
 
-    def _suspected(self, slot: _Slot, names: list[Name]) -> _Item | None:
-        """The shard at which a worker was lost, if that can be told; what it was at is handled with care.
-
-        The first loss calls a witness. The pack that it saw last goes sequence by sequence from then on, and
-        one that was alone twice is set aside.
-        """
-        items = [self._items[name] for name in names]
-        if slot.kind == "node_lost":
-            return items[0] if items else None
-        was_watched = [item for item in items if item.is_watched]
-        for item in items:
-            item.is_watched = True
-        seen = self._seen(names)
-        if seen is None or not was_watched:
-            return items[0] if len(items) == 1 else None
-        item, digests = self._items[seen[0]], seen[1]
-        orders = replace(item.orders, alone=item.orders.alone | frozenset(digests))
-        if slot.kind == "out_of_memory":
-            budget = orders.most_tokens or self._settings.token_budget.tokens
-            orders = replace(orders, most_tokens=max(1, budget // 2))
-        elif len(digests) == 1:
-            item.strikes[digests[0]] += 1
-            if item.strikes[digests[0]] == _STRIKES:
-                reason = STALLS if slot.kind == "worker_stalled" else CRASHES
-                orders = replace(orders, left_out={**orders.left_out, digests[0]: reason})
-                item.failures = 0
-                self._say(f"sequence {digests[0]} of shard {item.work.shard} is set aside: {reason}")
-        item.orders = orders
-        return item
-
-    def _seen(self, names: list[Name]) -> tuple[Name, list[str]] | None:
-        """What the witness saw last of these shards; a witness that is gone, too, is replaced."""
-        from ray.exceptions import RayError
-
-        if self._witness is not None:
-            try:
-                seen: tuple[Name, list[str]] | None = self._ray.get(
-                    self._witness.latest.remote(names), timeout=_WITNESS_SECONDS
-                )
-                return seen
-            except RayError:
-                self._ray.kill(self._witness)
-        self._witness = self._ray.remote(num_cpus=0)(Witness).remote()
-        return None
-
-    def _failed(self, item: _Item | None, kind: str, text: str) -> None:
+    def _failed(self, item: Item | None, kind: str, text: str) -> None:
         """Note a failure. ClusterError where there have been too many.
 
         Storage and nodes that come and go are held against a shard alone, and not against the run.
@@ -536,7 +397,7 @@ class Pool:
         self.failures[kind] += 1
         encoder = self._planned.passes[item.work.encoder].spec.name if item else "none"
         counters.count("isoformer_failures_total", 1, encoder=encoder, label=kind)
-        self._say(f"{kind}: {text}")
+        self.notes.append(f"{kind}: {text}")
         if item is not None:
             item.failures += 1
         total = sum(count for kind, count in self.failures.items() if kind not in _NOT_THE_RUN_S)
@@ -557,8 +418,8 @@ class Pool:
                 self._lost(slot, ClusterError("it does not die either"))
                 continue
             if still_seconds > self._config.stall_seconds and slot.killed_at is None:
-                self._say(
-                    f"{slot.told} has made no progress for {still_seconds:.0f} s, {_doing(slot)}: killed"
+                self.notes.append(
+                    f"{slot.told} has made no progress for {still_seconds:.0f} s, {slot.doing}: killed"
                 )
                 slot.kind, slot.killed_at = "worker_stalled", now
                 kill_process(node=slot.place[1], pid=slot.place[2])
@@ -579,13 +440,11 @@ class Pool:
         doing = sum(tokens for name, tokens in at_work.items() if name not in self._done)
         return self._tokens_published + doing
 
-    def _say(self, text: str) -> None:
-        self.notes.append(text)
-
     def _end(self) -> None:
         if self._ray.is_initialized():
-            for handle in [slot.handle for slot in self._slots] + ([self._witness] if self._witness else []):
-                self._ray.kill(handle)
+            for slot in self._slots:
+                self._ray.kill(slot.handle)
+            self._suspects.end()
 
 
 def _told(error: Exception) -> str:
@@ -593,7 +452,3 @@ def _told(error: Exception) -> str:
     lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
     is_traceback = any(line.startswith("File ") for line in lines)
     return " ".join(lines[-1:] if is_traceback else lines[:1])[:300]
-
-
-def _doing(slot: _Slot) -> str:
-    return (slot.status.doing if slot.status else "") or "before its first pack"

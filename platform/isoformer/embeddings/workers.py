@@ -15,15 +15,24 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final
 
 from numpy.typing import NDArray
 
-from isoformer import errors
 from isoformer.embeddings import counters
 from isoformer.embeddings.cluster import node_id
 from isoformer.embeddings.config import EncoderPass
 from isoformer.embeddings.encode import Output, PackStats, encode_sequences, order_of_encoding
+from isoformer.embeddings.messages import (
+    Name,
+    Orders,
+    ShardSummary,
+    Stage,
+    Witness,
+    WorkError,
+    WorkerSettings,
+    WorkerStatus,
+)
 from isoformer.embeddings.plan import ShardWork
 from isoformer.embeddings.profile import hardware
 from isoformer.embeddings.shard_file import ShardHeader
@@ -45,108 +54,8 @@ from isoformer.errors import EncoderError, FingerprintError, IsoformerError
 from isoformer.storage import Storage
 
 _Rows = dict[str, NDArray[Any]]
-Stage = Literal["waiting", "loading", "encoding", "publishing"]
 _FEW: Final = 3
 """So many sequences of a shard may always be quarantined."""
-
-
-class Witness(Protocol):
-    """Is told of every pack before it is encoded, and remembers when the worker is dead.
-
-    An empty list: no sequence is on the device, whatever happens now is not the fault of one.
-    """
-
-    def note(self, work: tuple[int, int], digests: list[str]) -> None: ...
-
-
-@dataclass(frozen=True)
-class WorkerSettings:
-    """What a worker is told once. `known_budgets`: encoder → (hardware, tokens) where memory ran out."""
-
-    storage: Storage
-    passes: Sequence[EncoderPass]
-    device: str
-    dtype: str
-    token_budget: TokenBudget
-    threads: int
-    most_quarantined: float = 1.0
-    known_budgets: Mapping[int, tuple[str, int]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Orders:
-    """How a shard is to be encoded after earlier attempts: what goes alone, or is left out and why."""
-
-    alone: frozenset[str] = frozenset()
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    most_tokens: int | None = None
-    witness: Witness | None = None
-
-
-@dataclass(frozen=True)
-class WorkError:
-    """An error as data: raised through Ray it would arrive as a page of tracebacks without its class."""
-
-    kind: str
-    text: str
-
-    @classmethod
-    def of(cls, error: IsoformerError) -> WorkError:
-        return cls(type(error).__name__, str(error))
-
-    def error(self) -> IsoformerError:
-        kind = getattr(errors, self.kind)
-        found: IsoformerError = kind(self.text)
-        return found
-
-
-@dataclass(frozen=True)
-class ShardSummary:
-    """What a worker says of a shard that is published. `entries`: dataset key → manifest entry.
-
-    `workload`: what was really encoded and written; `written` of the entries are this worker's own.
-
-    `started_at`, `encoded_at`: seconds since the epoch, of the first pack and of the end of the last.
-    `busy_seconds`: of that time, with the device at work. `load_seconds`: where the encoder had to be loaded.
-    """
-
-    encoder: int
-    shard: int
-    entries: dict[str, ShardEntry]
-    workload: Workload
-    written: int
-    reused: int
-    packs: int
-    padding_tokens: int
-    started_at: float
-    encoded_at: float
-    busy_seconds: float
-    load_seconds: float | None
-    publish_seconds: float
-    token_budget: int
-    budget_halvings: int
-    hardware: str
-    worker: str
-
-    @property
-    def encode_seconds(self) -> float:
-        return self.encoded_at - self.started_at
-
-
-@dataclass(frozen=True)
-class WorkerStatus:
-    """What a worker is at. `stages`: shard → stage; `tokens`: shard → tokens encoded; `doing`: in words.
-
-    `idle_seconds`: since the last progress. `alive_seconds`: since the first pack; `busy_seconds` of them
-    with the device at work.
-    """
-
-    stages: dict[tuple[int, int], Stage]
-    tokens: dict[tuple[int, int], int]
-    doing: str
-    idle_seconds: float
-    alive_seconds: float
-    busy_seconds: float
 
 
 def tokenise_work(
@@ -171,9 +80,9 @@ class EncodeWorker:
         self._device = threading.Lock()
         self._loaded: tuple[int, Encoder] | None = None
         self._budgets: dict[int, TokenBudget] = {}
-        self._stages: dict[tuple[int, int], Stage] = {}
-        self._abandoned: set[tuple[int, int]] = set()
-        self._tokens: dict[tuple[int, int], int] = {}
+        self._stages: dict[Name, Stage] = {}
+        self._abandoned: set[Name] = set()
+        self._tokens: dict[Name, int] = {}
         self._doing = ""
         self._progress_at = time.monotonic()
         self._first_pack_at: float | None = None
@@ -195,7 +104,7 @@ class EncodeWorker:
             busy_seconds=self._busy_seconds,
         )
 
-    def abandon(self, work: tuple[int, int], *, started_too: bool) -> None:
+    def abandon(self, work: Name, *, started_too: bool) -> None:
         """Do not begin a shard; with `started_too`, stop before its next pack as well."""
         if started_too or self._stages.get(work) == "waiting":
             self._abandoned.add(work)
