@@ -288,7 +288,8 @@ class Pool:
             result = self._ray.get(ref)
         except RayTaskError as error:
             if isinstance(error.cause, RayError):
-                return self._tokens_lost(slot, ref, error)
+                self._tokens_lost(slot, ref, error)
+                return None
             slot.kind = "worker_failed"  # nothing that was foreseen; its device may be unusable
             self._lost(slot, error, at=name)
             return None
@@ -296,7 +297,8 @@ class Pool:
             self._lost(slot, error)
             return None
         except RayError as error:
-            return self._tokens_lost(slot, ref, error)
+            self._tokens_lost(slot, ref, error)
+            return None
         slot.forget(ref)
         if isinstance(result, ShardSummary):
             return self._summary(name, result)
