@@ -68,6 +68,24 @@ def test_nothing_is_garbage_in_a_tidy_root(storage: Storage) -> None:
     assert collect_garbage(storage.uri) == []  # unfinished, but the next run goes on with it
 
 
+def test_shards_of_fewer_transcripts_are_garbage_once_the_dataset_is_whole_again(storage: Storage) -> None:
+    old = set(shards(storage))
+    for key in storage.list("transcripts/"):
+        storage.delete(key)
+    write_dataset(storage.uri, genes_per_shard=5)
+    planned = plan(RNA, storage.uri)
+    assert planned.encoders[0].reused_sequences > 0
+    stale = [item for item in collect_garbage(storage.uri) if item.key.startswith("embeddings/")]
+    assert {item.key for item in stale} > old  # and the manifest that lists them
+    assert all("embed would use its rows" in item.reason for item in stale)
+    do_work(planned)
+    embed(RNA, storage.uri)
+    reasons = {item.key: item.reason for item in collect_garbage(storage.uri, delete=True) if "emb" in item.key}
+    assert reasons == dict.fromkeys(old, "its dataset has newer shards instead")
+    assert verify(storage.uri).ok
+    assert plan(RNA, storage.uri).work == []
+
+
 def test_garbage_is_shown_first_and_deleted_when_told(storage: Storage) -> None:
     root = Path(storage.uri)
     before = storage.list()

@@ -144,6 +144,18 @@ def encode_actors() -> Iterator[psutil.Process]:
 
 
 @pytest.mark.slow
+def test_a_pool_that_takes_what_workers_it_gets(
+    ray_local: None, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    """Five more are asked for than the cluster has room for."""
+    root = prepared(str(tmp_path))
+    seen: list[EmbedProgress] = []
+    embed(CONFIG.edited(actors=9, least_actors=1), root, progress=seen.append)
+    assert max(progress.workers for progress in seen) <= 4
+    assert embeddings(root) == undisturbed
+
+
+@pytest.mark.slow
 def test_a_driver_that_is_killed(ray_local: None, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     root = prepared(str(tmp_path))
     command = [sys.executable, str(DRIVER), root]
