@@ -54,7 +54,7 @@ def write_dataset(
             entries.append(_write_shard(storage, shard, rows))
     count = sum(entry.transcripts for entry in entries)
     manifest = Manifest(
-        fingerprint=hashlib.blake2b(f"{seed} {shards} {window_bases}".encode(), digest_size=16).hexdigest(),
+        fingerprint=hashlib.blake2b(f"{seed} {shards} {genes_per_shard} {window_bases}".encode(), digest_size=16).hexdigest(),
         sources=[], config={}, target_names=["Liver", "Brain"], label_provenance="made up",
         reference_digest=digest, chromosome_aliases={}, window_bases=window_bases, shards=entries,
         counts=Counts(
