@@ -16,6 +16,7 @@ from embeddings import driver
 from isoformer import storage
 from isoformer.embeddings import pool, workers
 from isoformer.embeddings.config import EmbedConfig, EncoderJob
+from isoformer.embeddings.messages import WorkerSettings
 from isoformer.embeddings.pipeline import EmbedProgress
 from isoformer.embeddings.plan import ShardWork
 
@@ -35,7 +36,7 @@ PACK_SECONDS = "CHAOS_PACK_SECONDS"
 
 
 class EncodeWorker(workers.EncodeWorker):
-    def __init__(self, settings: workers.WorkerSettings) -> None:
+    def __init__(self, settings: WorkerSettings) -> None:
         super().__init__(settings)
         write_slowly()
 

@@ -165,7 +165,7 @@ def test_tokenising_that_always_dies_has_an_end(
     root = str(tmp_path / "root")
     write_dataset(root, shards=1)
     monkeypatch.setattr("isoformer.embeddings.pool.tokenise_work", lambda *_: os._exit(1))
-    with pytest.raises(ClusterError, match="tokens_lost"):
+    with pytest.raises(ClusterError, match="given up after 5 failures .tokenise_failed 5."):
         embed(EmbedConfig(encoders=CONFIG.encoders[-1:]), root)
 
 
