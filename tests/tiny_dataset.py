@@ -53,8 +53,9 @@ def write_dataset(
                     row["protein"], row["protein_digest"] = "XXXX", sequence_digest("XXXX")
             entries.append(_write_shard(storage, shard, rows))
     count = sum(entry.transcripts for entry in entries)
+    made_of = f"{seed} {shards} {genes_per_shard} {window_bases}".encode()
     manifest = Manifest(
-        fingerprint=hashlib.blake2b(f"{seed} {shards} {genes_per_shard} {window_bases}".encode(), digest_size=16).hexdigest(),
+        fingerprint=hashlib.blake2b(made_of, digest_size=16).hexdigest(),
         sources=[], config={}, target_names=["Liver", "Brain"], label_provenance="made up",
         reference_digest=digest, chromosome_aliases={}, window_bases=window_bases, shards=entries,
         counts=Counts(
