@@ -50,6 +50,12 @@ class Run:
         lines = self.output.read_text().split("\n")[:-1]
         return [json.loads(line) for line in lines if line.startswith("{")]
 
+    def wait_for_progress(self) -> None:
+        """Until Ray is up and the pool at work: before that there is no worker to be killed."""
+        while self.is_running and not self.told():
+            self.below()
+            time.sleep(0.05)
+
     def report(self) -> dict[str, Any]:
         """Of a run that has to complete."""
         try:
@@ -113,7 +119,7 @@ class Kill:
 
 
 @contextmanager
-def started(root: str, folder: Path, *, nodes: int = 1, pack_seconds: float = 0.2) -> Iterator[Run]:
+def started(root: str, folder: Path, *, nodes: int = 1, pack_seconds: float = 0.3) -> Iterator[Run]:
     """A run, which is over at the end of the block, and nothing of it is left."""
     output = folder / f"run-{time.monotonic_ns()}.out"
     environment = {"PYTHONPATH": str(DRIVER.parents[1]), "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
