@@ -98,6 +98,8 @@ class Run:
             return "start-up, before Ray"
         if not told:
             return "start-up, in Ray"
+        if "uri" in told[-1]:
+            return "shutting down"
         if told[-1]["shards_done"] == told[-1]["shards"]:
             return "finishing"
         if not told[-1]["tokens_done"]:
