@@ -39,6 +39,18 @@ def require_room(config: EmbedConfig, workers: int) -> None:
     logging.getLogger("isoformer").warning("%s, unless the cluster grows", text)
 
 
+def require_own_node() -> None:
+    """ClusterError where the driver's own node is gone: all that it asks for would be waited for in vain."""
+    import ray
+
+    own = node_id()
+    if not any(node["Alive"] and node["NodeID"] == own for node in cast(Any, ray).nodes()):
+        raise ClusterError(
+            f"the node of this driver ({own}) has died; what is published stays: run the same command again "
+            "and it goes on"
+        )
+
+
 def alive_nodes() -> int:
     """Nodes of the connected cluster; 1 where Ray is not connected (there may be nothing to do).
 

@@ -26,7 +26,7 @@ from itertools import islice
 from typing import Any, Final
 
 from isoformer.embeddings import counters
-from isoformer.embeddings.cluster import kill_process, require_room
+from isoformer.embeddings.cluster import kill_process, require_own_node, require_room
 from isoformer.embeddings.config import EmbedConfig
 from isoformer.embeddings.messages import Name, ShardSummary, WorkError, WorkerSettings, WorkerStatus
 from isoformer.embeddings.plan import Plan
@@ -413,6 +413,7 @@ class Pool:
 
     def _polled(self) -> PoolStatus:
         """Ask every worker how it is; name and kill the ones that make no progress."""
+        require_own_node()
         now = self._polled_at = time.monotonic()
         for slot in [slot for slot in self._slots if slot.is_ready]:
             still_seconds = slot.still_seconds(now)
