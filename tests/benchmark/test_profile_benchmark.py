@@ -137,7 +137,7 @@ def test_without_prepared_data_the_shipped_sample_stands_in(
 ) -> None:
     main(["benchmark", "profile", "--set", f"root={tmp_path}", "--seconds", "0.01"])
     captured = capsys.readouterr()
-    assert "the shipped human sample stands in" in captured.err.replace("\n", " ")
+    assert "the shipped human sample stands in" in " ".join(captured.err.split())
     assert "composition-protein.none" in captured.out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["profile.json"]
 
