@@ -34,10 +34,11 @@ def test_its_verbs_and_encoders_are_all_there_are() -> None:
     assert [name for name in encoder_names() if name not in README and "composition" not in name] == []
 
 
-def test_its_configuration_is_taken() -> None:
-    (example,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    settings = build(Settings, yaml.safe_load(example))
+def test_its_configurations_are_taken() -> None:
+    first, *others = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    settings = build(Settings, yaml.safe_load(first))
     assert settings.train_config().keys.keys() == {"dna", "rna", "protein"}
+    assert [build(Settings, yaml.safe_load(other)) for other in others]
 
 
 def test_its_encoders_are_taken() -> None:
