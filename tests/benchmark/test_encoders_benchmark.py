@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import EsmModel
 
-from isoformer.benchmark import encoders, rounds
+from isoformer.benchmark import encoders, library, rounds
 from isoformer.benchmark.encoders import benchmark_encoders
 from isoformer.benchmark.rounds import Benchmark, interleaved, median_ratio
 from isoformer.benchmark.sequences import spread_over_lengths
@@ -98,7 +98,7 @@ class TestOneRound:
 def test_routes_that_disagree_are_refused(
     short_sample: None, monkeypatch: pytest.MonkeyPatch, precision: Any, change: float
 ) -> None:
-    random_transformer = encoders.random_transformer
+    random_transformer = library.random_transformer
 
     def perturbed(*arguments: Any) -> Any:
         model = random_transformer(*arguments)
@@ -108,7 +108,7 @@ def test_routes_that_disagree_are_refused(
         model.load_state_dict(state)
         return model
 
-    monkeypatch.setattr(encoders, "random_transformer", perturbed)
+    monkeypatch.setattr(library, "random_transformer", perturbed)
     monkeypatch.setattr(encoders, "interleaved", lambda *_, **__: pytest.fail("timed all the same"))
     with pytest.raises(EncoderError, match=r"padded8 differs from our states by .* do not compute the same"):
         benchmark_encoders(NAME, rounds=1, seconds=0.001, precision=precision)

@@ -89,8 +89,10 @@ def script(job: Job, output: Path) -> dict[str, float]:
     import torch
     from transformers import BatchEncoding
 
+    from isoformer.benchmark.library import library_model
+
     started = time.perf_counter()
-    model = library_model(job)
+    model = library_model(job.choice, job.device)
     tokenised = job.tokenised()
     loaded = time.perf_counter()
     kept: Vectors = {}
@@ -179,23 +181,6 @@ def read_output(output: Path, width: int) -> Vectors:
         return {digest: np.frombuffer(values, STORED).reshape(-1, width) for digest, values in rows}
     with np.load(output) as found:
         return dict(found)
-
-
-def library_model(job: Job) -> Any:
-    """The library's ESM-2 with the same random weights as ours."""
-    from transformers import EsmConfig, EsmModel
-
-    from isoformer.encoders.catalogue import PUBLISHED
-    from isoformer.encoders.packed_encoder import DTYPES
-    from isoformer.encoders.packed_transformer import random_transformer
-    from isoformer.encoders.transformer_config import transformer_config
-
-    published = PUBLISHED[job.choice.name].config
-    config = transformer_config(published, gated_feed_forward=False, file=job.choice.name)
-    model: Any = EsmModel(EsmConfig(**published), add_pooling_layer=False)
-    weights = random_transformer(config, job.choice.random_seed or 0).state_dict()
-    model.load_state_dict(weights, strict=False)
-    return model.eval().to(device=job.device, dtype=DTYPES[job.choice.precision])
 
 
 CONTESTANTS: Final[Mapping[str, Callable[[Job, Path], dict[str, float]]]] = {

@@ -25,9 +25,10 @@ from typing import Final, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import EsmConfig, EsmModel
+from torch import Tensor
+from transformers import EsmModel
 
+from isoformer.benchmark.library import library_model
 from isoformer.benchmark.onnx_runtime import onnx_runtime
 from isoformer.benchmark.rounds import Benchmark, interleaved, machine, median_ratio, versions
 from isoformer.benchmark.sequences import (
@@ -40,7 +41,6 @@ from isoformer.encoders import prepacked
 from isoformer.encoders.catalogue import PUBLISHED
 from isoformer.encoders.esm2 import PAD_ID
 from isoformer.encoders.packed_encoder import DTYPES, PackedEncoder
-from isoformer.encoders.packed_transformer import random_transformer
 from isoformer.encoders.registry import EncoderChoice, Precision, load_encoder
 from isoformer.encoders.spec import Tokenized, pack
 from isoformer.encoders.transformer_config import TransformerConfig, transformer_config
@@ -190,10 +190,7 @@ def _config(choice: EncoderChoice) -> TransformerConfig:
 def _subject(choice: EncoderChoice, config: TransformerConfig, device: str, tokens: int) -> Subject:
     encoder = cast(PackedEncoder, load_encoder(choice, device))
     sample = spread_over_lengths(protein_and_rna_tokens(choice, encoder.spec), tokens, least=_LEAST_SEQUENCES)
-    library = EsmModel(EsmConfig(**PUBLISHED[choice.name].config), add_pooling_layer=False)
-    library.load_state_dict(random_transformer(config, _SEED).state_dict(), strict=False)
-    cast(nn.Module, library).eval().to(device=device, dtype=DTYPES[choice.precision])
-    return Subject(choice, config, encoder, library, sample, device)
+    return Subject(choice, config, encoder, library_model(choice, device), sample, device)
 
 
 def _library_routes(subject: Subject, threads: int, folder: Path) -> dict[str, tuple[Run, States]]:

@@ -81,10 +81,7 @@ def _measure(
 ) -> EncoderCost:
     started = time.perf_counter()
     encoder, budget = load_encoder(encoder_pass.choice, config.device), config.budget()
-    outputs = tuple(
-        Output(dataset.key, dataset.spec.hidden_states, dataset.resolution)
-        for dataset in encoder_pass.datasets
-    )
+    outputs = tuple(Output.of(dataset) for dataset in encoder_pass.datasets)
 
     def timed(subset: _Subset) -> tuple[Workload, float]:
         stored, taken = _encode_and_write(encoder, subset, config.dtype, budget, storage)

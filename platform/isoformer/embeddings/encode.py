@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from isoformer.embeddings.config import EmbeddingSpec
 from isoformer.embeddings.key import NUMPY_DTYPES
 from isoformer.embeddings.shard_sequences import TokenizedShard
 from isoformer.embeddings.token_budget import TokenBudget
@@ -45,6 +46,10 @@ class Output:
     key: str
     hidden_states: tuple[int, ...]
     resolution: str
+
+    @classmethod
+    def of(cls, dataset: EmbeddingSpec) -> Output:
+        return cls(dataset.key, dataset.spec.hidden_states, dataset.resolution)
 
 
 @dataclass(frozen=True)

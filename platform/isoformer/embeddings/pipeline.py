@@ -118,11 +118,8 @@ def embed(
 
 
 def _settings(config: EmbedConfig, planned: Plan, nodes: int) -> WorkerSettings:
-    storage = open_storage(planned.uri)
-    profile = read_profile(storage)
-    costs = [profile.cost(each.name, config.device, config.threads(nodes)) for each in planned.passes]
     return WorkerSettings(
-        storage=storage,
+        storage=open_storage(planned.uri),
         passes=planned.passes,
         device=config.device,
         dtype=config.dtype,
@@ -131,7 +128,7 @@ def _settings(config: EmbedConfig, planned: Plan, nodes: int) -> WorkerSettings:
         most_quarantined=config.most_quarantined,
         known_budgets={
             index: (cost.hardware, cost.token_budget)
-            for index, cost in enumerate(costs)
+            for index, cost in enumerate(planned.costs)
             if cost is not None and cost.token_budget is not None
         },
     )

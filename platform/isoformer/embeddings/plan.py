@@ -95,6 +95,7 @@ class Plan:
     forecast: Forecast
     prices: list[NodeCost]
     passes: list[EncoderPass]
+    costs: list[EncoderCost | None]
     work: list[ShardWork]
     present: dict[str, dict[int, ShardEntry]]
     source: TranscriptsSource
@@ -153,6 +154,7 @@ def plan(config: EmbedConfig, root: str, *, nodes: int = 1) -> Plan:
         forecast=expected,
         prices=costs_by_price(expected, config.prices, measured_on),
         passes=passes,
+        costs=costs,
         work=work,
         present=present,
         source=TranscriptsSource.of(storage, manifest, config.cache_dir),

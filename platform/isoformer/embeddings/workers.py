@@ -272,7 +272,7 @@ class EncodeWorker:
 
     def _outputs(self, work: ShardWork, keys: Mapping[str, object]) -> list[Output]:
         return [
-            Output(dataset.key, dataset.spec.hidden_states, dataset.resolution)
+            Output.of(dataset)
             for dataset in self._settings.passes[work.encoder].datasets
             if dataset.key in keys
         ]
