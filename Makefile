@@ -26,10 +26,10 @@ demo: install
 	$(BIN)/isoformer demo $(ARGS)
 
 test: check
-	$(BIN)/python -m pytest -m "not chaos" -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not chaos" -n 2 --dist worksteal $(ARGS)
 
 quick: check
-	$(BIN)/python -m pytest -m "not chaos and not slow" -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not chaos and not slow" -n 2 --dist worksteal $(ARGS)
 
 check: install
 	$(BIN)/ruff format --check platform jobs tests

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from pydantic import Field
 
@@ -17,6 +17,7 @@ from isoformer.config import FrozenConfig
 from isoformer.errors import ClusterError
 
 START_ATTEMPTS: Final = 3
+_LEAVES_LOOPBACK: Final = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 OFFLINE: Final = "HF_HUB_OFFLINE"
 """Set in every worker: weights come from the root, and a thousand actors never ask a hub."""
 
@@ -35,13 +36,17 @@ class RayConfig(FrozenConfig):
 def ray_session(config: RayConfig) -> Iterator[None]:
     """Ray for the length of a block; a Ray that was already there is used and left as it is."""
     _quiet_environment()
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        os.environ[_LEAVES_LOOPBACK] = "0"
     import ray
 
     if ray.is_initialized():
         yield
         return
-    _start(config)
+    _start(config, address)
     try:
+        _require_loopback(address)
         yield
     finally:
         ray.shutdown()
@@ -63,11 +68,13 @@ def quiet_ray_data() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _start(config: RayConfig) -> None:
+def _start(config: RayConfig, address: str | None) -> None:
     """Connect, or start a local cluster; a start that a busy machine makes too slow is tried again."""
     import ray
+    from ray._private import ray_constants
 
-    address = config.address or os.environ.get("RAY_ADDRESS")
+    # read from the environment when ray is imported, which others may have done before us
+    cast(Any, ray_constants).ENABLE_RAY_CLUSTER = bool(address)
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
             ray.init(**_init_arguments(config, address))
@@ -80,6 +87,14 @@ def _start(config: RayConfig) -> None:
             if attempt == START_ATTEMPTS or not slow:
                 where = address or "this machine"
                 raise ClusterError(f"Ray at {where} cannot be reached or started: {error}") from error
+
+
+def _require_loopback(address: str | None) -> None:
+    import ray
+
+    found = str(ray.get_runtime_context().gcs_address)
+    if not address and not found.startswith("127."):
+        raise ClusterError(f"the local Ray listens at {found}, not on loopback alone")
 
 
 def _init_arguments(config: RayConfig, address: str | None) -> dict[str, Any]:
@@ -102,9 +117,8 @@ def _worker_environment() -> dict[str, str]:
 
 
 def _quiet_environment() -> None:
-    """Loopback only, no usage statistics; what the user has set is kept. Ray asks for a token by itself."""
+    """No usage statistics, no noise; what the user has set is kept. Ray asks for a token by itself."""
     for name, value in {
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_BACKEND_LOG_LEVEL": "fatal",
         "RAY_DEDUP_LOGS": "1",

@@ -146,5 +146,5 @@ def test_without_prepared_data_the_shipped_sample_stands_in(
 def test_actors_of_a_node_measure_together_and_need_room(root: str) -> None:
     measured = benchmark_profile(CONFIG.edited(actors=2, threads_per_actor=1), root, seconds=0.01)
     assert [one.encoder for one in measured] == ["composition-rna.none"]
-    with pytest.raises(ClusterError, match="9 actors and one tokenise task need 10 CPU of 4"):
+    with pytest.raises(ClusterError, match="9 actors need 9 CPU of 4 in the cluster"):
         benchmark_profile(CONFIG.edited(actors=9, threads_per_actor=1), root, again=True)
