@@ -36,9 +36,7 @@ class RayConfig(FrozenConfig):
 def ray_session(config: RayConfig) -> Iterator[None]:
     """Ray for the length of a block; a Ray that was already there is used and left as it is."""
     _quiet_environment()
-    address = config.address or os.environ.get("RAY_ADDRESS")
-    if not address:
-        os.environ[_LEAVES_LOOPBACK] = "0"
+    address = _address(config)
     import ray
 
     if ray.is_initialized():
@@ -68,13 +66,25 @@ def quiet_ray_data() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _address(config: RayConfig) -> str | None:
+    """Host and port of the cluster to connect to; None where a local one is to be started."""
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    if address == "auto":
+        from ray._private import services
+
+        address = services.get_ray_address_from_environment("auto", None)
+    return None if address in (None, "", "local") else address
+
+
 def _start(config: RayConfig, address: str | None) -> None:
     """Connect, or start a local cluster; a start that a busy machine makes too slow is tried again."""
     import ray
     from ray._private import ray_constants
 
-    # read from the environment when ray is imported, which others may have done before us
-    cast(Any, ray_constants).ENABLE_RAY_CLUSTER = bool(address)
+    leaves_loopback = address is not None and not address.startswith(("127.", "localhost:"))
+    os.environ[_LEAVES_LOOPBACK] = str(int(leaves_loopback))
+    # what the driver has read from the environment already, when ray was imported
+    cast(Any, ray_constants).ENABLE_RAY_CLUSTER = leaves_loopback
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
             ray.init(**_init_arguments(config, address))
