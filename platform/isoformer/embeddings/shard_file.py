@@ -237,9 +237,23 @@ def _require_shape(digest: str, values_LD: NDArray[Any], header: ShardHeader) ->
 
 
 def _table(group: Sequence[tuple[str, NDArray[Any]]]) -> pa.Table:
+    """From buffers: pa.array() of Python values imports pandas, a second of two cores."""
+    positions_B = np.array([len(values_LD) for _, values_LD in group], np.int32)
     columns = [
-        pa.array([digest for digest, _ in group], pa.string()),
-        pa.array([len(values_LD) for _, values_LD in group], pa.int32()),
-        pa.array([values_LD.tobytes() for _, values_LD in group], pa.large_binary()),
+        _joined(pa.string(), np.int32, [digest.encode() for digest, _ in group]),
+        pa.Array.from_buffers(pa.int32(), len(group), [None, pa.py_buffer(positions_B)]),
+        _joined(
+            pa.large_binary(),
+            np.int64,
+            [np.ascontiguousarray(values_LD).reshape(-1).view(np.uint8) for _, values_LD in group],
+        ),
     ]
     return pa.Table.from_arrays(columns, schema=EMBEDDINGS_SCHEMA)
+
+
+def _joined(kind: pa.DataType, offset: type[np.integer], values: Sequence[Any]) -> pa.Array:
+    """A column of strings or of bytes, from what can be read as bytes."""
+    ends_B = np.cumsum([0, *(len(value) for value in values)], dtype=offset)
+    return pa.Array.from_buffers(
+        kind, len(values), [None, pa.py_buffer(ends_B), pa.py_buffer(b"".join(values))]
+    )

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -69,15 +69,14 @@ def tokenise_work(
 
 
 class EncodeWorker:
-    """Holds one encoder at a time, encodes under a lock, publishes outside it: the device does not wait."""
+    """Holds one encoder at a time. A thread of its own encodes, others publish: the device does not wait."""
 
     def __init__(self, settings: WorkerSettings) -> None:
-        import torch
-
-        torch.set_num_threads(settings.threads)
         sweep_scratch()
         self._settings = settings
-        self._device = threading.Lock()
+        # one thread for all that torch does: each thread that calls it has a pool of helpers of its own, and
+        # helpers of several pools sleep between two operations instead of spinning
+        self._device = ThreadPoolExecutor(1, "device", _set_threads, (settings.threads,))
         self._loaded: tuple[int, Encoder] | None = None
         self._budgets: dict[int, TokenBudget] = {}
         self._stages: dict[Name, Stage] = {}
@@ -136,8 +135,7 @@ class EncodeWorker:
                 opened.callback(writer.close)
             made = _Made(work, writers, dict(shard.quarantined) | dict(orders.left_out))
             copied = _copied(self._settings.storage, work, missing)
-            with self._device:
-                encoded = self._encode(made, shard, orders, copied)
+            encoded = self._device.submit(self._encode, made, shard, orders, copied).result()
             self._progressed(work, "publishing", f"publishing shard {work.shard}")
             published, publish_seconds = self._publish(made, shard.counts)
         summary = replace(
@@ -198,9 +196,6 @@ class EncodeWorker:
         return entries, [header for header in work.missing if header.key not in entries]
 
     def _encoder(self, work: ShardWork) -> tuple[float | None, Encoder]:
-        import torch
-
-        torch.set_num_threads(self._settings.threads)  # threads of a pool have a count each
         if self._loaded is not None and self._loaded[0] == work.encoder:
             return None, self._loaded[1]
         started = time.perf_counter()
@@ -360,6 +355,12 @@ def _require_same_sequences(work: ShardWork, shard: TokenizedShard, uri: str) ->
             f"{uri}: shard {work.shard} of the transcripts holds other sequences ({found}) than when the run "
             f"was planned ({planned}): it was prepared anew; run embed again, and it uses what is there"
         )
+
+
+def _set_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
 
 
 def _note(witness: Witness | None, work: ShardWork, digests: list[str]) -> None:
