@@ -76,7 +76,8 @@ class EncodeWorker:
         self._settings = settings
         # one thread for all that torch does: each thread that calls it has a pool of helpers of its own, and
         # helpers of several pools sleep between two operations instead of spinning
-        self._device = ThreadPoolExecutor(1, "device", _set_threads, (settings.threads,))
+        self._device = ThreadPoolExecutor(1, "device")
+        self._device.submit(_set_threads, settings.threads).result()  # imports torch, before there is work
         self._loaded: tuple[int, Encoder] | None = None
         self._budgets: dict[int, TokenBudget] = {}
         self._stages: dict[Name, Stage] = {}
