@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -75,11 +76,14 @@ class ShortOfMemory(FailingWorker):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-class Slow(FailingWorker):
-    """A twentieth of a second a pack: long enough to be killed at any point of."""
+class StopsOnce(FailingWorker):
+    """The first worker of a root stands still, all of its threads; who it was stays beside the root."""
 
     def harm(self, packed: Packed) -> None:
-        time.sleep(0.05)
+        stopped = Path(f"{self._settings.storage.uri}.stopped")
+        if not stopped.exists():
+            stopped.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
 
 
 class ThrottledOnce(EncodeWorker):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,14 +14,14 @@ from embeddings.failing_workers import (
     Hanging,
     Raising,
     ShortOfMemory,
-    Slow,
+    StopsOnce,
     ThrottledOnce,
     failing,
 )
 from embeddings.test_pipeline import encode_actors
 from embeddings.test_plan import do_work, shards
 from isoformer.embeddings.config import EmbedConfig, EncoderJob
-from isoformer.embeddings.pipeline import EmbedProgress, embed
+from isoformer.embeddings.pipeline import embed
 from isoformer.embeddings.plan import plan
 from isoformer.embeddings.profile import read_profile
 from isoformer.embeddings.shard_sequences import tokenise
@@ -103,18 +101,10 @@ def test_a_poison_sequence_is_found_and_the_rest_completes(
 def test_a_worker_that_stands_still_is_named_and_replaced(
     ray_local: None, root: str, undisturbed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopped: list[psutil.Process] = []
-
-    def stop_once(progress: EmbedProgress) -> None:
-        actors = list(encode_actors())
-        if progress.workers and not stopped and len(actors) == 1:  # the last one of another run may be dying
-            stopped.extend(actors)
-            actors[0].send_signal(signal.SIGSTOP)
-
-    use(monkeypatch, Slow)
-    report = embed(RNA, root, progress=stop_once)
-    (process,) = stopped
-    assert any(f":{process.pid} has made no progress for" in note for note in report.notes)
+    use(monkeypatch, StopsOnce)
+    report = embed(RNA, root)
+    pid = Path(f"{root}.stopped").read_text()
+    assert any(f":{pid} has made no progress for" in note for note in report.notes)
     assert report.failures == {"worker_stalled": 1}
     assert shards(root) == shards(undisturbed)
 
