@@ -36,12 +36,12 @@ class RayConfig(FrozenConfig):
 def ray_session(config: RayConfig) -> Iterator[None]:
     """Ray for the length of a block; a Ray that was already there is used and left as it is."""
     _quiet_environment()
-    address = _address(config)
     import ray
 
     if ray.is_initialized():
         yield
         return
+    address = _address(config)
     _start(config, address)
     try:
         _require_loopback(address)
