@@ -135,5 +135,7 @@ def _quiet_environment() -> None:
         "RAY_TRAIN_V2_ENABLED": "1",
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # a local Ray's: a worker that idles wakes a hundred times a second, beside one that computes
+        "RAY_prestart_worker_first_driver": "0",
     }.items():
         os.environ.setdefault(name, value)
