@@ -12,9 +12,10 @@ import hashlib
 import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -77,7 +78,7 @@ class ShardFooter:
 
 
 class ShardFileWriter:
-    """Writes a shard's rows to a local file as they come; a row group is written by a thread of its own.
+    """Writes a shard's rows to a local file as they come; a row group is written by another thread.
 
     Memory holds the rows of the group that is being filled and of two that wait for the disk; more make `add`
     wait. Not thread-safe: one caller.
@@ -86,7 +87,6 @@ class ShardFileWriter:
     def __init__(self, local: Path, header: ShardHeader) -> None:
         self._header = header
         self._writer = pq.ParquetWriter(local, EMBEDDINGS_SCHEMA, **_PARQUET_SETTINGS)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="isoformer-write")
         self._written: deque[Future[None]] = deque()
         self._content = _ContentHash()
         self._group: list[tuple[str, NDArray[Any]]] = []
@@ -116,20 +116,27 @@ class ShardFileWriter:
         return footer
 
     def close(self) -> None:
-        """Stop the thread and close the file, finished or not."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        """Write no more and close the file, finished or not."""
+        wait([group for group in self._written if not group.cancel()])
+        self._written.clear()
         self._writer.close()
 
     def _hand_over(self) -> None:
         if len(self._written) == _GROUPS_WAITING:
             self._written.popleft().result()
-        self._written.append(self._thread.submit(self._write, self._group))
+        self._written.append(_writing_thread().submit(self._write, self._group))
         self._group, self._group_bytes = [], 0
 
     def _write(self, group: list[tuple[str, NDArray[Any]]]) -> None:
         self._writer.write_table(_table(group), row_group_size=max(1, len(group)))
         for digest, values_LD in group:
             self._content.add(digest, values_LD)
+
+
+@cache
+def _writing_thread() -> ThreadPoolExecutor:
+    """One of a process: the allocator keeps the pages of every thread that has ever written."""
+    return ThreadPoolExecutor(1, "isoformer-write")
 
 
 def opened(source: pa.NativeFile, uri: str) -> pq.ParquetFile:
