@@ -9,6 +9,7 @@ Same numbers as the plain layers to float32 rounding (a test); used where `is_av
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Final, Self
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 # T tokens of all sequences, L tokens of one, D width, H heads, E width of a head, F inner width
 
 _TOKENS_EXPECTED: Final = 1024
+
+# a kernel is compiled for every number of tokens, 1 to 2 MB each, and a pack has another than the one before;
+# read by oneDNN and by PyTorch's layer over it when the first product runs
+for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_cache, "16")  # of 1024; one pass has 4 shapes of products
 
 
 @cache
