@@ -9,6 +9,9 @@ modality never been there.
                        with `queries: [dna]` that of the published checkpoint
     concat             no exchange: each modality's own mean (a linear probe when the head is linear)
     perceiver_shared   all tokens projected to one width, read by a few learned latents (a paper ablation)
+    perceiver_per_modality   each modality read by its own latents, which then attend across (an ablation)
+    c_abstractor       each modality convolved and mean-pooled to M tokens, which then attend across (a paper
+                       ablation); tokens must be in their order along the sequence
 
 Shapes: B samples, L tokens, S context tokens, H heads, D width, M latents.
 """
@@ -175,6 +178,97 @@ class PerceiverSharedFusion(nn.Module):
         ]
 
 
+class PerceiverPerModalityFusion(nn.Module):
+    """A resampler a modality, at its own width, then cross-attention between the M latents of each.
+
+    The paper's first ablation. A sample that lacks a modality has no latents of it.
+    """
+
+    def __init__(self, widths: Mapping[Modality, int], options: FusionOptions) -> None:
+        super().__init__()
+        self.resamplers = nn.ModuleDict({m: _Resampler(width, options) for m, width in widths.items()})
+        self.exchange = CrossAttentionFusion(widths, options)
+        self.widths = self.exchange.widths
+
+    def forward(self, inputs: Mapping[Modality, Tokens]) -> list[Tokens]:
+        return self.exchange({m: self.resamplers[m](tokens) for m, tokens in inputs.items()})
+
+
+class CAbstractorFusion(nn.Module):
+    """A C-Abstractor a modality (Honeybee, arXiv 2312.06742, in one dimension: residual convolutions, an
+    adaptive mean over positions, residual convolutions), then cross-attention between the M tokens of each.
+
+    Kernel 3 and one residual unit on either side; the paper gives neither.
+    """
+
+    def __init__(self, widths: Mapping[Modality, int], options: FusionOptions) -> None:
+        super().__init__()
+        self.abstractors = nn.ModuleDict({m: _CAbstractor(w, options.latents) for m, w in widths.items()})
+        self.exchange = CrossAttentionFusion(widths, options)
+        self.widths = self.exchange.widths
+
+    def forward(self, inputs: Mapping[Modality, Tokens]) -> list[Tokens]:
+        return self.exchange({m: self.abstractors[m](tokens) for m, tokens in inputs.items()})
+
+
+class _Resampler(nn.Module):
+    def __init__(self, width: int, options: FusionOptions) -> None:
+        super().__init__()
+        self.latents_MD = nn.Parameter(torch.randn(options.latents, width) * width**-0.5)
+        self.blocks = nn.ModuleList(_ResamplerBlock(width, options.heads) for _ in range(options.blocks))
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        latents_BMD = repeat(self.latents_MD, "m d -> b m d", b=len(tokens.is_token_BL))
+        for block in self.blocks:
+            latents_BMD = block(latents_BMD, tokens)
+        return Tokens(latents_BMD, repeat(tokens.is_present, "b -> b m", m=len(self.latents_MD)))
+
+
+class _CAbstractor(nn.Module):
+    def __init__(self, width: int, latents: int) -> None:
+        super().__init__()
+        self.latents = latents
+        self.before, self.after = _ResidualConvolution(width), _ResidualConvolution(width)
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        return self.after(adaptive_mean(self.before(tokens), self.latents))
+
+
+class _ResidualConvolution(nn.Module):
+    """x + conv(gelu(conv(norm(x)))), zero outside the sample's own tokens."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.first, self.second = (nn.Conv1d(width, width, kernel_size=3, padding=1) for _ in range(2))
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        is_padding_BL1 = rearrange(~tokens.is_token_BL, "b l -> b l 1")
+        hidden_BLD = self.norm(tokens.hidden_BLD).masked_fill(is_padding_BL1, 0.0)
+        hidden_BLD = F.gelu(_along(self.first, hidden_BLD)).masked_fill(is_padding_BL1, 0.0)
+        return Tokens(tokens.hidden_BLD + _along(self.second, hidden_BLD), tokens.is_token_BL)
+
+
+def adaptive_mean(tokens: Tokens, count: int) -> Tokens:
+    """`count` means over a sample's own positions, (B, count, D): the m-th of L positions is over
+    [floor(m·L / count), ceil((m+1)·L / count)), as `torch.nn.AdaptiveAvgPool1d` has it. Tokens must come
+    first, padding last; zeros for a sample without any.
+    """
+    length_B11 = rearrange(tokens.is_token_BL.sum(dim=1), "b -> b 1 1")
+    slot_M1 = rearrange(torch.arange(count, device=length_B11.device), "m -> m 1")
+    position_L = torch.arange(tokens.is_token_BL.shape[1], device=length_B11.device)
+    start_BM1 = (slot_M1 * length_B11) // count
+    end_BM1 = -((-(slot_M1 + 1) * length_B11) // count)
+    is_in_BML = (position_L >= start_BM1) & (position_L < end_BM1)
+    weight_BML = is_in_BML.to(tokens.hidden_BLD.dtype) / (end_BM1 - start_BM1).clamp(min=1)
+    is_token_BM = repeat(tokens.is_present, "b -> b m", m=count)
+    return Tokens(weight_BML @ tokens.hidden_BLD, is_token_BM)
+
+
+def _along(convolution: nn.Module, hidden_BLD: Tensor) -> Tensor:
+    return rearrange(convolution(rearrange(hidden_BLD, "b l d -> b d l")), "b d l -> b l d")
+
+
 class _ResamplerBlock(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -203,6 +297,8 @@ FUSIONS: Final[dict[str, Callable[[Mapping[Modality, int], FusionOptions], Fusio
     "cross_attention": CrossAttentionFusion,
     "concat": ConcatFusion,
     "perceiver_shared": PerceiverSharedFusion,
+    "perceiver_per_modality": PerceiverPerModalityFusion,
+    "c_abstractor": CAbstractorFusion,
 }
 
 

@@ -9,7 +9,13 @@ from pydantic import Field, field_validator, model_validator
 from isoformer.config import FrozenConfig
 from isoformer.schema import MODALITIES, Modality
 
-FUSION_NAMES: Final = ("cross_attention", "concat", "perceiver_shared")
+FUSION_NAMES: Final = (
+    "cross_attention",
+    "concat",
+    "perceiver_shared",
+    "perceiver_per_modality",
+    "c_abstractor",
+)
 """The keys of `fusion.FUSIONS`."""
 
 
@@ -29,7 +35,7 @@ class ModelConfig(FrozenConfig):
     width: int | None = Field(default=None, ge=1, description="common width; null: the encoders' own widths")
     heads: int = Field(default=8, ge=1)
     blocks: int = Field(default=1, ge=1, description="stacked rounds of attention")
-    latents: int = Field(default=16, ge=1, description="perceiver fusions only")
+    latents: int = Field(default=16, ge=1, description="perceiver fusions and c_abstractor only")
     queries: tuple[Modality, ...] | None = Field(
         default=None, description="cross_attention only: who asks and is pooled; null: every modality"
     )
