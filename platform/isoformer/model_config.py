@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final, Self
+from collections.abc import Sequence
+from typing import Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from isoformer.config import FrozenConfig
+from isoformer.encoders.registry import EncoderChoice
+from isoformer.encoders.resolution import max_positions
+from isoformer.errors import ConfigError
 from isoformer.schema import MODALITIES, Modality
 
 FUSION_NAMES: Final = (
@@ -17,6 +21,42 @@ FUSION_NAMES: Final = (
     "c_abstractor",
 )
 """The keys of `fusion.FUSIONS`."""
+
+
+class EncoderInside(FrozenConfig):
+    """An encoder that is part of the model and learns with it. Modalities without one read embeddings that
+    were made before (`train.keys`).
+    """
+
+    encoder: EncoderChoice
+    regime: Literal["full", "lora", "scratch"] = Field(
+        default="full", description="all weights, from the pre-trained; adapters only; all, from random"
+    )
+    resolution: str = Field(default="tokens", description="of what the fusion reads, as in embed")
+    gradient_checkpointing: bool = Field(default=False, description="compute twice, hold less")
+    lora_rank: int = Field(default=8, ge=1)
+    lora_alpha: int = Field(default=16, ge=1)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    lora_targets: tuple[str, ...] = Field(default=(), description="modules by name; empty: all matrices")
+
+    @field_validator("resolution")
+    @classmethod
+    def _known_resolution(cls, value: str) -> str:
+        try:
+            max_positions(value)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    @model_validator(mode="after")
+    def _lora_options_with_lora(self) -> Self:
+        given = [name for name in self.model_fields_set if name.startswith("lora_")]
+        changed = [name for name in given if getattr(self, name) != type(self).model_fields[name].default]
+        if changed and self.regime != "lora":
+            raise ValueError(f"{', '.join(sorted(changed))} go with regime lora, not {self.regime}")
+        if self.regime == "scratch" and self.encoder.random_seed is not None:
+            raise ValueError("regime scratch draws its weights from train.seed; leave random_seed out")
+        return self
 
 
 class ModelConfig(FrozenConfig):
@@ -40,7 +80,10 @@ class ModelConfig(FrozenConfig):
         default=None, description="cross_attention only: who asks and is pooled; null: every modality"
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="on the pooled vector, before the head")
-    standardise_inputs: bool = True
+    encoders: dict[Modality, EncoderInside] = Field(
+        default_factory=dict, description="encoders that learn with the model, a modality"
+    )
+    standardise_inputs: bool = Field(default=True, description="of embeddings; not of encoders inside")
     zero_start: bool = True
 
     @field_validator("fusion")
@@ -70,6 +113,21 @@ class ModelConfig(FrozenConfig):
                 f"queries {list(self.queries)} must be some of the modalities {list(self.modalities)}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _encoders_have_modalities(self) -> Self:
+        if surplus := [modality for modality in self.encoders if modality not in self.modalities]:
+            raise ValueError(f"encoders of {surplus}, but the modalities are {list(self.modalities)}")
+        return self
+
+    def with_modalities(self, modalities: Sequence[Modality]) -> Self:
+        """The same with these modalities only; what belonged to another is left out."""
+        kept = tuple(m for m in self.queries or () if m in modalities)
+        return self.edited(
+            modalities=tuple(modalities),
+            encoders={m: inside for m, inside in self.encoders.items() if m in modalities},
+            queries=kept or None,
+        )
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:

@@ -39,6 +39,7 @@ from isoformer.encoders.weights_files import folder_digest
 from isoformer.errors import EncoderError
 
 OPTIONS: Final = frozenset({"precision"})
+TRAINABLE: Final = True
 CODE_VERSION: Final = 1
 STEM_KERNEL, TOWER_KERNEL, SEPARABLE_KERNEL = 15, 5, 3
 WIDTHS: Final = (512, 608, 736, 896, 1056, 1280)
@@ -103,10 +104,10 @@ def load_tokenizer(choice: EncoderChoice) -> WindowTokenizer:
     return WindowTokenizer(choice.name, _config(choice).sequence_bases)
 
 
-def load_encoder(choice: EncoderChoice, device: str) -> Encoder:
+def load_encoder(choice: EncoderChoice, device: str, *, trainable: bool = False) -> Encoder:
     from isoformer.encoders.borzoi_model import load_borzoi
 
-    return load_borzoi(choice, get_spec(choice), _config(choice), device=device)
+    return load_borzoi(choice, get_spec(choice), _config(choice), device=device, trainable=trainable)
 
 
 def weights_digest(choice: EncoderChoice) -> str:

@@ -128,10 +128,12 @@ class RotaryAttention(nn.Module):
 
 
 def load_borzoi(
-    choice: EncoderChoice, spec: EncoderSpec, config: BorzoiConfig, *, device: str
+    choice: EncoderChoice, spec: EncoderSpec, config: BorzoiConfig, *, device: str, trainable: bool = False
 ) -> WindowEncoder:
     """The encoder with the folder's weights, or random ones. EncoderError where a tensor does not fit."""
-    return load_window_encoder(choice, spec, lambda: BorzoiModel(config), layout=_HEADS, device=device)
+    return load_window_encoder(
+        choice, spec, lambda: BorzoiModel(config), layout=_HEADS, device=device, trainable=trainable
+    )
 
 
 def distance_features(length: int) -> Tensor:

@@ -1,8 +1,8 @@
 """What Enformer's and Borzoi's networks share: residuals, attention over relative positions, the transformer,
 loading, and the encoder that runs a network window by window.
 
-Submodules bear the published names, so that state dicts load as they are. Dropout has no part here: weights
-are read, not trained, and an identity holds its place where a later layer's number depends on it.
+Submodules bear the published names, so that state dicts load as they are. Dropout has no part here, not even
+where the network is trained: an identity holds its place where a later layer's number depends on it.
 """
 
 from __future__ import annotations
@@ -135,10 +135,18 @@ class WindowEncoder:
     """
 
     def __init__(
-        self, spec: EncoderSpec, model: nn.Module, *, weights_digest: str, device: str, precision: str
+        self,
+        spec: EncoderSpec,
+        model: nn.Module,
+        *,
+        weights_digest: str,
+        device: str,
+        precision: str,
+        trainable: bool = False,
     ) -> None:
         dtype = _PRECISIONS[precision]
         self.spec = spec
+        self.trainable = trainable
         self.weights_digest = weights_digest
         self.model = model.eval().to(device=device, dtype=dtype)
         for module in self.model.modules():
@@ -152,7 +160,7 @@ class WindowEncoder:
         if not np.array_equal(packed.offsets, np.arange(sequences + 1) * self.spec.max_tokens):
             raise EncoderError(f"{self.spec.name}: every sequence must have {self.spec.max_tokens} tokens")
         codes = split_letters(packed.token_ids, NUCLEOTIDES, LETTERS_PER_TOKEN).reshape(sequences, -1)
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
             hidden = [self._forward(chunk) for chunk in torch.split(torch.from_numpy(codes), self._at_once)]
         hidden_BLD = torch.cat(hidden)
         positions = hidden_BLD.shape[1]
@@ -181,7 +189,13 @@ class Layout:
 
 
 def load_window_encoder(
-    choice: EncoderChoice, spec: EncoderSpec, build: Callable[[], nn.Module], *, layout: Layout, device: str
+    choice: EncoderChoice,
+    spec: EncoderSpec,
+    build: Callable[[], nn.Module],
+    *,
+    layout: Layout,
+    device: str,
+    trainable: bool = False,
 ) -> WindowEncoder:
     """The encoder that a choice names: the folder's weights, or random ones.
 
@@ -196,7 +210,14 @@ def load_window_encoder(
     else:
         model = build()
         _initialise(model, choice.random_seed)
-    return WindowEncoder(spec, model, weights_digest=digest, device=device, precision=choice.precision)
+    return WindowEncoder(
+        spec,
+        model,
+        weights_digest=digest,
+        device=device,
+        precision=choice.precision,
+        trainable=trainable,
+    )
 
 
 def _by_key(query_BHQE: Tensor, distance_keys_HER: Tensor, start: int) -> Tensor:

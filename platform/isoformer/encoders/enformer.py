@@ -40,6 +40,7 @@ from isoformer.encoders.spec import Encoder, EncoderSpec
 from isoformer.encoders.weights_files import folder_digest
 
 OPTIONS: Final = frozenset({"precision"})
+TRAINABLE: Final = True
 CODE_VERSION: Final = 1
 STEM_KERNEL, TOWER_KERNEL = 15, 5
 FEATURE_CLASSES: Final = 6
@@ -107,10 +108,10 @@ def load_tokenizer(choice: EncoderChoice) -> WindowTokenizer:
     return WindowTokenizer(choice.name, _config(choice).sequence_bases)
 
 
-def load_encoder(choice: EncoderChoice, device: str) -> Encoder:
+def load_encoder(choice: EncoderChoice, device: str, *, trainable: bool = False) -> Encoder:
     from isoformer.encoders.enformer_model import load_enformer
 
-    return load_enformer(choice, get_spec(choice), _config(choice), device=device)
+    return load_enformer(choice, get_spec(choice), _config(choice), device=device, trainable=trainable)
 
 
 def weights_digest(choice: EncoderChoice) -> str:

@@ -104,7 +104,7 @@ class AttentionPool(nn.Module):
 
 
 def load_enformer(
-    choice: EncoderChoice, spec: EncoderSpec, config: EnformerConfig, *, device: str
+    choice: EncoderChoice, spec: EncoderSpec, config: EnformerConfig, *, device: str, trainable: bool = False
 ) -> WindowEncoder:
     """The encoder with the folder's weights, or random ones. EncoderError where a tensor does not fit."""
     return load_window_encoder(
@@ -113,6 +113,7 @@ def load_enformer(
         lambda: EnformerModel(config),
         layout=Layout(unused=("_heads.",), renamed=_SAME_TENSORS),
         device=device,
+        trainable=trainable,
     )
 
 

@@ -22,6 +22,7 @@ from isoformer.encoders.transformer_config import TransformerConfig
 from isoformer.encoders.weights_files import folder_digest
 
 OPTIONS: Final = HONOURED
+TRAINABLE: Final = True
 CODE_VERSION: Final = 2
 CLS_ID, PAD_ID, EOS_ID, UNKNOWN_ID, MASK_ID = 0, 1, 2, 3, 32
 FIRST_LETTER_ID: Final = 4
@@ -46,11 +47,16 @@ def load_tokenizer(choice: EncoderChoice) -> Esm2Tokenizer:
     return Esm2Tokenizer(most_tokens(choice, _sizes(choice)), long_policy(choice, "protein"))
 
 
-def load_encoder(choice: EncoderChoice, device: str) -> Encoder:
+def load_encoder(choice: EncoderChoice, device: str, *, trainable: bool = False) -> Encoder:
     from isoformer.encoders.packed_encoder import load_packed_encoder
 
     return load_packed_encoder(
-        choice, get_spec(choice), _sizes(choice), special_ids=SPECIAL_IDS, device=device
+        choice,
+        get_spec(choice),
+        _sizes(choice),
+        special_ids=SPECIAL_IDS,
+        device=device,
+        trainable=trainable,
     )
 
 

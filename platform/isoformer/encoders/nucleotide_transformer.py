@@ -31,6 +31,7 @@ from isoformer.errors import EncoderError
 from isoformer.schema import Modality
 
 OPTIONS: Final = HONOURED
+TRAINABLE: Final = True
 CODE_VERSION: Final = 2
 UNKNOWN_ID, PAD_ID, MASK_ID, CLS_ID, EOS_ID, BOS_ID = range(6)
 FIRST_WORD_ID: Final = {1: 4, 2: 6}
@@ -70,12 +71,17 @@ def load_tokenizer(choice: EncoderChoice) -> SixMerTokenizer:
     return SixMerTokenizer(modality, tokens, _version(choice), long_policy(choice, modality))
 
 
-def load_encoder(choice: EncoderChoice, device: str) -> Encoder:
+def load_encoder(choice: EncoderChoice, device: str, *, trainable: bool = False) -> Encoder:
     from isoformer.encoders.packed_encoder import load_packed_encoder
 
     special_ids = frozenset(range(FIRST_WORD_ID[_version(choice)]))
     return load_packed_encoder(
-        choice, get_spec(choice), _sizes(choice), special_ids=special_ids, device=device
+        choice,
+        get_spec(choice),
+        _sizes(choice),
+        special_ids=special_ids,
+        device=device,
+        trainable=trainable,
     )
 
 

@@ -1,12 +1,14 @@
-"""`Encoder` over a `PackedTransformer`: evaluation mode, no gradients, special tokens left out of the output.
+"""`Encoder` over a `PackedTransformer`: special tokens left out of the output; no gradients unless trainable.
 
 Chooses the route: prepacked oneDNN layers for float32 on a CPU, variable-length attention on a CUDA device,
-and what `attention.py` falls back to elsewhere. Used by the families of ESM-like encoders.
+and what `attention.py` falls back to elsewhere; a trainable one takes plain layers.
+Used by the families of ESM-like encoders.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final, cast
 
 import numpy as np
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from isoformer.encoders import prepacked
-from isoformer.encoders.attention import padded, route_for
+from isoformer.encoders.attention import by_precision, padded, route_for
 from isoformer.encoders.packed_transformer import (
     PackedTransformer,
     TransformerLayer,
@@ -46,10 +48,17 @@ class PackedEncoder:
         special_ids: frozenset[int],
         weights_digest: str,
         device: str,
+        trainable: bool = False,
     ) -> None:
         self.spec = spec
         self.weights_digest = weights_digest
-        self.model, self.route = for_inference(model, device, DTYPES[choice.precision])
+        if trainable:
+            self.model, self.route = model.to(device), "plain layers, with gradients"
+            self.model.attend = partial(by_precision, device)
+            self._run = self.model.means
+        else:
+            self.model, self.route = for_inference(model, device, DTYPES[choice.precision])
+            self._run = torch.inference_mode()(self.model.means)
         self._special_ids = np.array(sorted(special_ids), dtype=np.int32)
         self._overlap_tokens = choice.overlap_tokens
         self._device = device
@@ -91,10 +100,9 @@ class PackedEncoder:
             is_special_T=is_special_T,
         )
 
-    @torch.inference_mode()
     def _means(self, packed: Packed, states: Sequence[Sequence[int]]) -> Iterator[tuple[int, Tensor]]:
         token_ids_T = torch.from_numpy(packed.token_ids.astype(np.int64)).to(self._device)
-        yield from self.model.means(token_ids_T, packed.offsets.tolist(), states)
+        return self._run(token_ids_T, packed.offsets.tolist(), states)
 
     def _require_known_tokens(self, packed: Packed) -> None:
         vocabulary = self.model.config.vocab_size
@@ -124,6 +132,7 @@ def load_packed_encoder(
     special_ids: frozenset[int],
     device: str,
     published: Callable[[], PackedTransformer] | None = None,
+    trainable: bool = False,
 ) -> PackedEncoder:
     """The encoder that a choice names: published weights (null: the folder's), or random ones."""
     if choice.random_seed is not None:
@@ -137,4 +146,5 @@ def load_packed_encoder(
         special_ids=special_ids,
         weights_digest=weights_digest(choice),
         device=device,
+        trainable=trainable,
     )

@@ -11,7 +11,7 @@ A new encoder is one file with the four functions of `Family`, and one entry in 
 from __future__ import annotations
 
 import importlib
-from typing import Final, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Final, Literal, Protocol, cast
 
 from pydantic import Field
 
@@ -21,6 +21,9 @@ from isoformer.encoders.letters import LongPolicy
 from isoformer.encoders.spec import Encoder, EncoderSpec, Tokenizer
 from isoformer.errors import ConfigError
 from isoformer.schema import Modality
+
+if TYPE_CHECKING:
+    from isoformer.encoders.trainable import TrainableEncoder
 
 FAMILIES: Final[dict[str, str]] = {
     "composition-dna": "isoformer.encoders.composition",
@@ -43,6 +46,7 @@ FAMILIES: Final[dict[str, str]] = {
 
 HUGGING_FACE: Final = "hf:"
 Precision = Literal["f32", "bf16", "f16"]
+TRAINABLE_FAMILIES: Final = ("ESM-2", "Nucleotide Transformer", "RNA-FM", "Enformer", "Borzoi")
 _COMMON_OPTIONS: Final = frozenset(
     {"layer", "average_layers", "max_tokens", "long_sequences", "overlap_tokens", "precision"}
 )
@@ -105,6 +109,25 @@ def load_tokenizer(choice: EncoderChoice) -> Tokenizer:
 def load_encoder(choice: EncoderChoice, device: str = "cpu") -> Encoder:
     """The encoder with its weights on a device."""
     return _family(choice).load_encoder(choice, device)
+
+
+def load_trainable(choice: EncoderChoice, device: str = "cpu") -> TrainableEncoder:
+    """The encoder as a module with gradients. ConfigError where the family has no such form, or where the
+    weights are to be held in half precision: `train.precision` says what is computed in.
+    """
+    from isoformer.encoders.trainable import TrainableEncoder
+
+    family = _family(choice)
+    if not getattr(family, "TRAINABLE", False):
+        raise ConfigError(
+            f"encoder {choice.name} cannot be trained, only read; allowed: {', '.join(TRAINABLE_FAMILIES)}"
+        )
+    if choice.precision != "f32":
+        raise ConfigError(
+            f"encoder {choice.name}: precision {choice.precision!r} is of frozen weights; trained ones are "
+            "held in f32: set train.precision instead"
+        )
+    return TrainableEncoder(family.load_encoder(choice, device, trainable=True))  # type: ignore[call-arg]
 
 
 def weights_digest(choice: EncoderChoice) -> str:

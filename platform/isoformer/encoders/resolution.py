@@ -85,7 +85,7 @@ def _states(encoded: Encoded, resolution: str) -> Sequence[Tensor]:
 def _reduced(states_LD: Tensor, resolution: str, most: int | None) -> Tensor:
     from torch.nn import functional
 
-    states_LD = states_LD.detach().float()
+    states_LD = states_LD.float()
     if resolution == "max":
         return states_LD.amax(dim=0, keepdim=True)
     if most is None or most >= len(states_LD):
@@ -94,7 +94,7 @@ def _reduced(states_LD: Tensor, resolution: str, most: int | None) -> Tensor:
 
 
 def _as_array(values_LD: Tensor) -> NDArray[np.float32]:
-    return np.ascontiguousarray(values_LD.cpu().numpy())
+    return np.ascontiguousarray(values_LD.detach().cpu().numpy())
 
 
 def _checked(values_LD: NDArray[np.float32], index: int) -> NDArray[np.float32]:

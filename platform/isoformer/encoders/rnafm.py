@@ -37,6 +37,7 @@ from isoformer.encoders.weights_files import (
 )
 
 OPTIONS: Final = HONOURED
+TRAINABLE: Final = True
 CODE_VERSION: Final = 1
 CLS_ID, PAD_ID, EOS_ID, UNKNOWN_ID, MASK_ID = 0, 1, 2, 3, 24
 SPECIAL_IDS: Final = frozenset({CLS_ID, PAD_ID, EOS_ID, UNKNOWN_ID, MASK_ID})
@@ -70,7 +71,7 @@ def load_tokenizer(choice: EncoderChoice) -> RnaFmTokenizer:
     return RnaFmTokenizer(most_tokens(choice, _sizes(choice)), long_policy(choice, "rna"))
 
 
-def load_encoder(choice: EncoderChoice, device: str) -> Encoder:
+def load_encoder(choice: EncoderChoice, device: str, *, trainable: bool = False) -> Encoder:
     from isoformer.encoders.packed_encoder import load_packed_encoder
     from isoformer.encoders.rnafm_weights import load_rnafm
 
@@ -82,6 +83,7 @@ def load_encoder(choice: EncoderChoice, device: str) -> Encoder:
         special_ids=SPECIAL_IDS,
         device=device,
         published=lambda: load_rnafm(config, _weights_path(choice)),
+        trainable=trainable,
     )
 
 
