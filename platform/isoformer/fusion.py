@@ -41,6 +41,9 @@ class Tokens:
     hidden_BLD: Tensor
     is_token_BL: Tensor
 
+    def to(self, device: torch.device) -> Tokens:
+        return Tokens(self.hidden_BLD.to(device), self.is_token_BL.to(device))
+
     @property
     def is_present(self) -> Tensor:
         """Whether the sample has this modality at all."""

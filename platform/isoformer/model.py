@@ -1,20 +1,22 @@
 """The IsoFormer model, read top to bottom: modality inputs → fusion → masked mean over positions → one linear
 head.
 
-`forward` takes `{modality: Tokens}` and gives standardised expression (B, K); `predict` gives natural log(1 +
+A modality's input is either embeddings from the store (`Tokens`) or, where the model holds an encoder that
+learns with it, token ids (`SequenceBatch`).
+`forward` takes `{modality: input}` and gives standardised expression (B, K); `predict` gives natural log(1 +
 TPM). The per-tissue mean and standard deviation of the train split, and those of the input features, are
 buffers: a saved model is one safetensors file that needs nothing beside it.
 
-Shapes: B transcripts, L positions, D encoder width, W common width, K tissues.
+Shapes: B transcripts, S distinct sequences, L positions, D encoder width, W common width, K tissues.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,14 +24,28 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from isoformer.config import build
+from isoformer.encoders.resolution import reduce_each
+from isoformer.encoders.spec import Packed
 from isoformer.errors import InputError
 from isoformer.fusion import CrossAttention, FusionOptions, Tokens, build_fusion, masked_mean
-from isoformer.model_config import ModelConfig
+from isoformer.model_config import EncoderInside, ModelConfig
 from isoformer.schema import Modality
 
-__all__ = ["IsoFormer", "ModelConfig", "Standardisation", "load_model", "save_model"]
+if TYPE_CHECKING:
+    from isoformer.encoders.trainable import TrainableEncoder
+
+__all__ = [
+    "EncoderInside",
+    "IsoFormer",
+    "ModelConfig",
+    "SequenceBatch",
+    "Standardisation",
+    "load_model",
+    "save_model",
+]
 
 
 @dataclass(frozen=True)
@@ -40,6 +56,23 @@ class Standardisation:
     sd: NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class SequenceBatch:
+    """What an encoder inside the model reads: S distinct sequences, and which one each sample has (B,), -1
+    for none.
+    """
+
+    packed: Packed
+    sequence_B: Tensor
+
+    def to(self, device: torch.device) -> SequenceBatch:
+        return SequenceBatch(self.packed, self.sequence_B.to(device))
+
+
+ModalityInput = Tokens | SequenceBatch
+StartEncoder = Callable[[EncoderInside], "TrainableEncoder"]
+
+
 class IsoFormer(nn.Module):
     """Expression of a transcript in K tissues from the embeddings of its DNA, RNA and protein."""
 
@@ -47,14 +80,24 @@ class IsoFormer(nn.Module):
     target_sd_K: Tensor
 
     def __init__(
-        self, config: ModelConfig, widths: Mapping[Modality, int], target_names: Sequence[str]
+        self,
+        config: ModelConfig,
+        widths: Mapping[Modality, int],
+        target_names: Sequence[str],
+        *,
+        encoders: Mapping[Modality, TrainableEncoder] | None = None,
     ) -> None:
-        """`widths` are the encoders'. ConfigError where the heads do not divide a width they attend in."""
+        """`widths` are the encoders'; `encoders` those of `config.encoders`. ConfigError where the heads do
+        not divide a width they attend in.
+        """
         super().__init__()
         self.config = config
         self.input_widths = {modality: widths[modality] for modality in config.modalities}
         self.target_names = tuple(target_names)
-        self.inputs = nn.ModuleDict({m: CachedInput(w, config.width) for m, w in self.input_widths.items()})
+        inside = {m: EncoderInput((encoders or {})[m], s, config.width) for m, s in config.encoders.items()}
+        self.inputs = nn.ModuleDict(
+            {m: inside.get(m) or CachedInput(w, config.width) for m, w in self.input_widths.items()}
+        )
         fused_from = {m: config.width or w for m, w in self.input_widths.items()}
         options = FusionOptions(config.heads, config.blocks, config.latents, config.queries)
         self.fusion = build_fusion(config.fusion, fused_from, options)
@@ -65,15 +108,15 @@ class IsoFormer(nn.Module):
         if config.zero_start:
             self._start_at_zero()
 
-    def forward(self, tokens: Mapping[Modality, Tokens]) -> Tensor:
+    def forward(self, tokens: Mapping[Modality, ModalityInput]) -> Tensor:
         """Standardised expression, (B, K); a sample that lacks every modality gets the head's bias."""
         inputs = {modality: self.inputs[modality](tokens[modality]) for modality in self.config.modalities}
         pooled_BD = torch.cat([masked_mean(fused) for fused in self.fusion(inputs)], dim=1)
         return self.head(self.dropout(pooled_BD))
 
-    def predict(self, tokens: Mapping[Modality, Tokens]) -> Tensor:
+    def predict(self, tokens: Mapping[Modality, ModalityInput]) -> Tensor:
         """Natural log(1 + TPM), (B, K)."""
-        return self.forward(tokens) * self.target_sd_K + self.target_mean_K
+        return self(tokens) * self.target_sd_K + self.target_mean_K
 
     def standardise(self, targets_BK: Tensor) -> Tensor:
         """Targets as `forward` predicts them."""
@@ -88,6 +131,32 @@ class IsoFormer(nn.Module):
             assert isinstance(module, CachedInput)
             module.mean_D.copy_(torch.from_numpy(statistics.mean))
             module.sd_D.copy_(torch.from_numpy(statistics.sd))
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Parameters with and without a gradient, of all and of every encoder inside, fusion and head."""
+        parts: dict[str, nn.Module] = {"all": self, "head": self.head, "inputs": self.inputs}
+        parts |= {m: self.inputs[m] for m in self.config.encoders}
+        if isinstance(self.fusion, nn.Module):
+            parts["fusion"] = self.fusion
+        return {
+            f"{name}_{kind}": sum(p.numel() for p in part.parameters() if p.requires_grad == learns)
+            for name, part in parts.items()
+            for kind, learns in (("trained", True), ("frozen", False))
+        }
+
+    def unfilled_copy(self) -> IsoFormer:
+        """The same modules on the CPU with any weights, to be filled by `load_state_dict`."""
+        from isoformer.encoders.trainable import unfilled
+
+        inside = {m: unfilled(s, self.encoder_inside(m).config_json) for m, s in self.config.encoders.items()}
+        return IsoFormer(self.config, self.input_widths, self.target_names, encoders=inside)
+
+    def encoder_inside(self, modality: Modality) -> TrainableEncoder:
+        """The encoder that learns with the model. KeyError where the modality reads embeddings."""
+        module = self.inputs[modality]
+        if not isinstance(module, EncoderInput):
+            raise KeyError(modality)
+        return module.encoder
 
     def _start_at_zero(self) -> None:
         outputs = [module.dense for module in self.modules() if isinstance(module, CrossAttention)]
@@ -115,15 +184,47 @@ class CachedInput(nn.Module):
         return Tokens(self.project(standardised_BLD), tokens.is_token_BL)
 
 
-def save_model(model: IsoFormer, path: Path, extra: Mapping[str, Any] | None = None) -> None:
-    """Write weights, buffers, configuration, widths and target names as one safetensors file."""
+class EncoderInput(nn.Module):
+    """An encoder that learns with the model: token ids → states at the asked resolution, then, where a common
+    width is asked for, projected to it. Each distinct sequence of the batch is encoded once.
+    """
+
+    def __init__(self, encoder: TrainableEncoder, settings: EncoderInside, common_width: int | None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.resolution = settings.resolution
+        width = encoder.spec.width
+        self.project = nn.Identity() if common_width is None else nn.Linear(width, common_width)
+
+    def forward(self, batch: SequenceBatch) -> Tokens:
+        states = reduce_each(self.encoder(batch.packed), self.resolution)
+        lengths_S = torch.tensor([len(states_LD) for states_LD in states], device=batch.sequence_B.device)
+        hidden_SLD = self.project(pad_sequence(states, batch_first=True))
+        has_B, row_B = batch.sequence_B >= 0, batch.sequence_B.clamp(min=0)
+        position_L = torch.arange(hidden_SLD.shape[1], device=row_B.device)
+        is_token_BL = (position_L < lengths_S[row_B, None]) & has_B[:, None]
+        return Tokens(hidden_SLD[row_B].masked_fill(~is_token_BL[..., None], 0.0), is_token_BL)
+
+
+def save_model(
+    model: IsoFormer,
+    path: Path,
+    extra: Mapping[str, Any] | None = None,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write weights (null: the model's own), buffers, configuration, widths and target names as one
+    safetensors file.
+    """
     described = {
         "config": model.config.model_dump(mode="json"),
         "input_widths": model.input_widths,
         "target_names": model.target_names,
+        "encoder_configs": {m: model.encoder_inside(m).config_json for m in model.config.encoders},
         **(extra or {}),
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = model.state_dict() if weights is None else weights
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, path, metadata={"isoformer": json.dumps(described)})
 
 
@@ -136,6 +237,16 @@ def load_model(path: Path) -> IsoFormer:
     except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise InputError(f"not a saved model ({error})", file=path) from error
     config = build(ModelConfig, described["config"], origin=str(path))
-    model = IsoFormer(config, described["input_widths"], described["target_names"])
+    model = IsoFormer(
+        config, described["input_widths"], described["target_names"], encoders=_unfilled(config, described)
+    )
     model.load_state_dict(tensors)
     return model.eval()
+
+
+def _unfilled(config: ModelConfig, described: Mapping[str, Any]) -> dict[Modality, TrainableEncoder]:
+    if not config.encoders:
+        return {}
+    from isoformer.encoders.trainable import unfilled
+
+    return {m: unfilled(inside, described["encoder_configs"][m]) for m, inside in config.encoders.items()}

@@ -24,7 +24,7 @@ from torch import nn
 from isoformer.encoders.catalogue import PUBLISHED
 from isoformer.encoders.convolutional_trunk import WindowEncoder
 from isoformer.encoders.packed_encoder import PackedEncoder
-from isoformer.encoders.registry import load_trainable
+from isoformer.encoders.registry import EncoderChoice, load_trainable
 from isoformer.encoders.spec import Encoded, EncoderSpec, Packed
 from isoformer.encoders.weights_files import config_folder, read_config
 from isoformer.encoders.weights_manifest import CONFIG
@@ -48,6 +48,7 @@ class TrainableEncoder(nn.Module):
         self.encoder = cast(PackedEncoder | WindowEncoder, encoder)
         self.network: nn.Module = self.encoder.model
         self.has_running_statistics = False
+        self.config_json: Mapping[str, Any] | None = None
         self._freeze_unread_layers()
 
     @property
@@ -113,7 +114,7 @@ def start_of(settings: EncoderInside, *, seed: int, device: str = "cpu") -> Trai
     choice = settings.encoder
     if settings.regime == "scratch":
         choice = choice.edited(random_seed=seed)
-    return _prepared(load_trainable(choice, device), settings)
+    return _prepared(load_trainable(choice, device), settings, _config_of(choice))
 
 
 def unfilled(settings: EncoderInside, config: Mapping[str, Any] | None) -> TrainableEncoder:
@@ -124,18 +125,20 @@ def unfilled(settings: EncoderInside, config: Mapping[str, Any] | None) -> Train
         if config is not None:
             Path(folder, CONFIG).write_text(json.dumps(config), encoding="utf-8")
         choice = settings.encoder.edited(random_seed=0, weights=folder if config is not None else None)
-        return _prepared(load_trainable(choice), settings)
+        return _prepared(load_trainable(choice), settings, config)
 
 
-def config_of(settings: EncoderInside) -> dict[str, Any] | None:
+def _config_of(choice: EncoderChoice) -> Mapping[str, Any] | None:
     """What `unfilled` needs later: null where the encoder's name alone says what it is."""
-    choice = settings.encoder
     if choice.weights is None or choice.name in PUBLISHED:
         return None
     return read_config(config_folder(choice))
 
 
-def _prepared(encoder: TrainableEncoder, settings: EncoderInside) -> TrainableEncoder:
+def _prepared(
+    encoder: TrainableEncoder, settings: EncoderInside, config: Mapping[str, Any] | None
+) -> TrainableEncoder:
+    encoder.config_json = config
     encoder.has_running_statistics = settings.regime == "scratch"
     if settings.regime == "lora":
         encoder.add_adapters(

@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from isoformer.errors import FingerprintError, InputError
-from isoformer.model import IsoFormer, load_model, save_model
+from isoformer.model import IsoFormer, save_model
 
 MODEL_FILE: Final = "model.safetensors"
 LATEST_FILE: Final = "latest.safetensors"
@@ -45,20 +47,27 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class FitState:
+    """Whole weights at this position and the best so far, what the optimizer keeps, and the running mean of
+    the weights where there is one.
+    """
+
+    latest: Mapping[str, Tensor]
+    best: Mapping[str, Tensor]
+    optimizer: Mapping[str, Any]
+    averaged: Mapping[str, Tensor] | None = None
+
+
 def write_checkpoint(
-    folder: Path,
-    model: IsoFormer,
-    best_weights: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    made_from: Mapping[str, Any],
+    folder: Path, model: IsoFormer, state: FitState, progress: Progress, made_from: Mapping[str, Any]
 ) -> None:
     """Write the three files into `folder`, which is made where it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_model(model, folder / LATEST_FILE)
-    save_model(with_weights(model, best_weights), folder / MODEL_FILE)
-    state = {"optimizer": optimizer.state_dict(), "progress": asdict(progress), "made_from": dict(made_from)}
-    torch.save(state, folder / STATE_FILE)
+    save_model(model, folder / LATEST_FILE, weights=state.latest)
+    save_model(model, folder / MODEL_FILE, weights=state.best)
+    rest = {"optimizer": dict(state.optimizer), "averaged": dict(state.averaged) if state.averaged else None}
+    torch.save({**rest, "progress": asdict(progress), "made_from": dict(made_from)}, folder / STATE_FILE)
 
 
 def replace_checkpoint(folder: Path, write: Any) -> None:
@@ -75,10 +84,8 @@ def replace_checkpoint(folder: Path, write: Any) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def read_checkpoint(
-    folder: Path, model: IsoFormer, optimizer: torch.optim.Optimizer, made_from: Mapping[str, Any]
-) -> tuple[Progress, dict[str, Tensor]]:
-    """Load position and best weights, and put weights and optimizer state into place.
+def read_checkpoint(folder: Path, made_from: Mapping[str, Any]) -> tuple[Progress, FitState]:
+    """Position and state.
 
     InputError where the folder is no checkpoint; FingerprintError where it was made from another
     configuration or data.
@@ -95,13 +102,19 @@ def read_checkpoint(
             f"{folder}: the checkpoint was made with {key} = {theirs.get(key)!r}, "
             f"here it is {made_from.get(key)!r}"
         )
-    model.load_state_dict(load_model(folder / LATEST_FILE).state_dict())
-    optimizer.load_state_dict(state["optimizer"])
-    return Progress(**state["progress"]), load_model(folder / MODEL_FILE).state_dict()
+    latest, best = (_tensors(folder / name) for name in (LATEST_FILE, MODEL_FILE))
+    return Progress(**state["progress"]), FitState(latest, best, state["optimizer"], state["averaged"])
 
 
 def with_weights(model: IsoFormer, weights: Mapping[str, Tensor]) -> IsoFormer:
     """A copy of the model with other weights, on the CPU, in evaluation mode."""
-    copy = IsoFormer(model.config, model.input_widths, model.target_names)
+    copy = model.unfilled_copy()
     copy.load_state_dict({name: tensor.detach().cpu() for name, tensor in weights.items()})
     return copy.eval()
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"not a checkpoint ({error})", file=file) from error

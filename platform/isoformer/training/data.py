@@ -21,6 +21,7 @@ import psutil
 from numpy.typing import NDArray
 
 from isoformer.errors import InputError
+from isoformer.model_config import EncoderInside
 from isoformer.schema import MODALITIES, SPLITS, Modality
 
 
@@ -60,6 +61,29 @@ class SequenceStates:
 
 
 @dataclass(frozen=True)
+class SequenceTokens:
+    """Tokens of one modality for an encoder inside the model: sequence s holds [offsets[s], offsets[s+1]) of
+    `token_ids_T`. `counts`: letters cropped or masked, by reason.
+    """
+
+    token_ids_T: NDArray[Any]
+    offsets: NDArray[np.int64]
+    sequence_of_N: NDArray[np.int64]
+    width: int
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each transcript; 0 where the modality is missing."""
+        lengths_S = np.diff(self.offsets)
+        return np.where(self.sequence_of_N >= 0, lengths_S[self.sequence_of_N], 0)
+
+    @property
+    def nbytes(self) -> int:
+        return self.token_ids_T.nbytes
+
+
+@dataclass(frozen=True)
 class PinnedDataset:
     """All that training needs. `encoder_trained` says of each modality whether its encoder was trained or
     random.
@@ -81,6 +105,7 @@ class PinnedDataset:
     label_provenance: str
     target_unit: str = "log1p_tpm"
     quarantined: dict[Modality, dict[str, int]] = field(default_factory=dict)
+    tokens: dict[Modality, SequenceTokens] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.transcript_ids)
@@ -95,12 +120,18 @@ class PinnedDataset:
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
-        return tuple(modality for modality in MODALITIES if modality in self.states)
+        return tuple(modality for modality in MODALITIES if modality in self.sequences)
+
+    @property
+    def sequences(self) -> dict[Modality, SequenceStates | SequenceTokens]:
+        """What each modality is read from: embeddings, or tokens for an encoder inside the model."""
+        return {**self.states, **self.tokens}
 
     @property
     def widths(self) -> dict[Modality, int]:
         """Encoder width a modality."""
-        return {modality: self.states[modality].width for modality in self.modalities}
+        sequences = self.sequences
+        return {modality: sequences[modality].width for modality in self.modalities}
 
     @property
     def nbytes(self) -> int:
@@ -121,12 +152,17 @@ class PinnedDataset:
         """The same transcripts with fewer modalities; arrays are shared. InputError where one is not
         there.
         """
-        missing = [modality for modality in modalities if modality not in self.states]
+        missing = [modality for modality in modalities if modality not in self.sequences]
         if missing:
             raise InputError(
                 "no embeddings of this modality", field="modalities", value=missing, allowed=self.modalities
             )
-        return replace(self, states={m: self.states[m] for m in MODALITIES if m in modalities})
+        kept = [modality for modality in MODALITIES if modality in modalities]
+        return replace(
+            self,
+            states={m: self.states[m] for m in kept if m in self.states},
+            tokens={m: self.tokens[m] for m in kept if m in self.tokens},
+        )
 
     def with_split(self, split: NDArray[np.str_]) -> PinnedDataset:
         """The same transcripts under another split."""
@@ -137,8 +173,8 @@ class PinnedDataset:
         them.
         """
         rows = np.concatenate([self.rows(split) for split in splits])
-        states = self.subset(modalities).states
-        has_none = np.all([states[m].sequence_of_N[rows] < 0 for m in modalities], axis=0)
+        sequences = self.subset(modalities).sequences
+        has_none = np.all([sequences[m].sequence_of_N[rows] < 0 for m in modalities], axis=0)
         if has_none.all():
             raise InputError(
                 "no transcript has any of the requested modalities",
@@ -150,9 +186,13 @@ class PinnedDataset:
 
 
 def load_dataset(
-    root: str, keys: Mapping[Modality, str], *, memory_limit_bytes: int | None = None
+    root: str,
+    keys: Mapping[Modality, str],
+    *,
+    encoders: Mapping[Modality, EncoderInside] | None = None,
+    memory_limit_bytes: int | None = None,
 ) -> PinnedDataset:
-    """Read transcripts and embeddings under `root` into memory.
+    """Read transcripts and embeddings under `root` into memory, and tokenise for `encoders` inside the model.
 
     `memory_limit_bytes` null: 80% of what this machine has free. Raises InputError where the estimate does
     not fit, where a value is not finite or a sequence is not in its dataset; StorageError or FingerprintError
@@ -162,8 +202,11 @@ def load_dataset(
     from isoformer.manifest import read_manifest, read_shard
     from isoformer.storage import open_storage
     from isoformer.training.join import JoinedColumns, JoinedStates
+    from isoformer.training.joined_tokens import JoinedTokens
 
-    if not keys:
+    inside = {m: encoders[m] for m in MODALITIES if m in encoders} if encoders else {}
+    keys = {modality: key for modality, key in keys.items() if modality not in inside}
+    if not keys and not inside:
         raise InputError(
             "no encoder key is given", field="keys", allowed=f"one a modality: {', '.join(MODALITIES)}"
         )
@@ -174,24 +217,31 @@ def load_dataset(
     for part in parts.values():
         part.require_same_transcripts(manifest.fingerprint, len(manifest.shards))
     check_memory(sum(part.bytes_needed for part in parts.values()), memory_limit_bytes)
+    tokenised = {m: JoinedTokens(storage, manifest, m, settings) for m, settings in inside.items()}
     columns = JoinedColumns()
     for index in range(len(manifest.shards)):
         table = read_shard(storage, index)
         columns.add(table)
         for part in parts.values():
             part.add(table, index)
+        for one in tokenised.values():
+            one.add(table, index)
     specs = {modality: dataset.manifest["spec"] for modality, dataset in datasets.items()}
     return PinnedDataset(
         **columns.whole(),
         target_names=tuple(manifest.target_names),
         states={modality: part.states() for modality, part in parts.items()},
         transcripts_fingerprint=manifest.fingerprint,
-        encoder_keys=dict(keys),
-        encoder_names={m: str(spec["name"]) for m, spec in specs.items()},
-        encoder_trained={m: str(spec["trained"]) for m, spec in specs.items()},
+        tokens={modality: part.tokens() for modality, part in tokenised.items()},
+        encoder_keys={**keys, **{m: part.key for m, part in tokenised.items()}},
+        encoder_names={m: str(s["name"]) for m, s in specs.items()}
+        | {m: p.name for m, p in tokenised.items()},
+        encoder_trained={m: str(spec["trained"]) for m, spec in specs.items()}
+        | {m: part.trained for m, part in tokenised.items()},
         label_provenance=manifest.label_provenance,
         target_unit=manifest.target_unit,
-        quarantined={modality: part.quarantined for modality, part in parts.items()},
+        quarantined={m: part.quarantined for m, part in parts.items()}
+        | {m: part.quarantined for m, part in tokenised.items()},
     )
 
 

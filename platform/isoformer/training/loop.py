@@ -1,7 +1,7 @@
 """Fit one model on a pinned dataset: the loop that a single process, a Ray Train worker and a sweep's trial
 all run.
 
-    for each epoch: batches in the order of (seed, epoch) → MSE over known tissues → Adam
+    for each epoch: batches in the order of (seed, epoch) → error over known tissues → Adam
                     validation scores → best weights, early stopping → report → checkpoint
 
 With several workers each takes its share of every batch and gradients are averaged, so that N workers follow
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,8 +29,10 @@ from torch import Tensor, nn
 from isoformer.errors import IsoformerError
 from isoformer.metrics import regression_metrics
 from isoformer.model import IsoFormer
-from isoformer.training.batches import Batch, BatchFeed, epoch_order, in_order
+from isoformer.schema import Modality
+from isoformer.training.batches import Batch, BatchFeed, in_order, parts_of, share_of
 from isoformer.training.checkpoint import (
+    FitState,
     Progress,
     read_checkpoint,
     replace_checkpoint,
@@ -39,7 +41,13 @@ from isoformer.training.checkpoint import (
 )
 from isoformer.training.config import TrainConfig
 from isoformer.training.data import PinnedDataset
+from isoformer.training.objective import share_count, share_divergences, value_errors
+from isoformer.training.optimiser import Averaged, new_optimizer
+from isoformer.training.parallel import Replicas
 from isoformer.training.statistics import redrawn_validation, train_statistics
+
+if TYPE_CHECKING:
+    from isoformer.encoders.trainable import TrainableEncoder
 
 __all__ = ["FitResult", "Report", "TrainConfig", "fit", "predict"]
 
@@ -59,6 +67,7 @@ class FitResult:
     best: dict[str, float]
     stopped_by: str
     seconds: float
+    parameters: dict[str, int]
 
 
 def fit(
@@ -98,6 +107,16 @@ def predict(
     return _predicted(model, feed, rows, batch_size).cpu().numpy()
 
 
+def new_model(config: TrainConfig, data: PinnedDataset) -> IsoFormer:
+    """The model as a fit starts it; torch's seed decides what is random outside the encoders."""
+    encoders: dict[Modality, TrainableEncoder] = {}
+    if config.model.encoders:
+        from isoformer.encoders.trainable import start_of
+
+        encoders = {m: start_of(inside, seed=config.seed) for m, inside in config.model.encoders.items()}
+    return IsoFormer(config.model, data.widths, data.target_names, encoders=encoders)
+
+
 class _Fit:
     """The state of one fit; `fit` above tells the order of its steps."""
 
@@ -111,14 +130,16 @@ class _Fit:
         self.device = _device(config.device)
         self.feed = BatchFeed(data, config.model.modalities, self.device)
         torch.manual_seed(config.seed)
-        self.model = IsoFormer(config.model, data.widths, data.target_names).to(self.device)
+        groups_genes = config.isoform_ratio_weight > 0
+        self.gene_N = np.unique(data.gene_ids, return_inverse=True)[1] if groups_genes else None
+        self.model = new_model(config, data).to(self.device)
         self.model.set_statistics(*train_statistics(data, config.model))
-        self.parallel = _parallel(self.model, world_size)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
+        self.parameter_counts = self.model.parameter_counts()
+        self.replicas = Replicas(self.model, world_size=world_size, sharded=config.parallel == "fsdp")
+        self.optimizer = new_optimizer(self.model, config)
+        self.averaged = Averaged(self.model, config.ema_decay) if config.ema_decay else None
         self.progress = Progress()
-        self.best_weights = _copied_weights(self.model)
+        self.best_weights = self.replicas.weights()
         self.wait_seconds = self.train_seconds = 0.0
 
     @property
@@ -136,24 +157,28 @@ class _Fit:
         return math.ceil(len(self.rows["train"]) / self.config.batch_size)
 
     def resume(self, folder: Path) -> None:
-        self.progress, self.best_weights = read_checkpoint(
-            folder, self.model, self.optimizer, self._made_from()
-        )
+        self.progress, state = read_checkpoint(folder, self._made_from())
+        self.replicas.load(state.latest, self.optimizer, state.optimizer)
+        self.best_weights = dict(state.best)
+        if self.averaged is not None:
+            self.averaged.model.load_state_dict(dict(state.averaged or {}))
 
     def train_epoch(self, report: Report | None, checkpoint_dir: Path | None) -> None:
         """Do the steps of the epoch that are left."""
         progress, config = self.progress, self.config
-        order = epoch_order(
+        order = self.feed.order(
             self.rows["train"],
-            self.feed.total_length_N,
             config.batch_size,
             seed=config.seed,
             epoch=progress.epoch,
-        )
+            gene_N=self.gene_N,
+        )[progress.step :]
+        parts = [self._parts(rows) for rows in order]
         started, self.wait_seconds = time.perf_counter(), 0.0
         self.model.train()
-        for batch in self._timed(self.feed.batches(order[progress.step :])):
-            self._step(batch)
+        batches = self._timed(self.feed.batches([part for of_step in parts for part in of_step]))
+        for rows, of_step in zip(order, parts, strict=True):
+            self._step(rows, batches, len(of_step))
             progress.step += 1
             if config.checkpoint_steps and progress.step % config.checkpoint_steps == 0:
                 position = {"epoch": float(progress.epoch), "step": float(progress.step)}
@@ -176,7 +201,7 @@ class _Fit:
         if progress.best_score is None or (not math.isnan(score) and score > progress.best_score):
             progress.best_score = -math.inf if math.isnan(score) else score
             progress.best_epoch, progress.epochs_without_gain = progress.epoch, 0
-            self.best_weights = _copied_weights(self.model)
+            self.best_weights = self.averaged.weights() if self.averaged else self.replicas.weights()
         else:
             progress.epochs_without_gain += 1
         progress.history.append(metrics)
@@ -188,37 +213,60 @@ class _Fit:
         )
 
     def publish(self, metrics: dict[str, float], report: Report | None, checkpoint_dir: Path | None) -> None:
+        if checkpoint_dir is None and report is None:
+            return
+        state = FitState(
+            self.replicas.weights(),
+            self.best_weights,
+            self.replicas.optimizer_state(self.optimizer),
+            self.averaged.weights() if self.averaged else None,
+        )
+
+        def write(folder: Path) -> None:
+            write_checkpoint(folder, self.model, state, self.progress, self._made_from())
+
         if checkpoint_dir is not None and self.rank == 0:
-            replace_checkpoint(Path(checkpoint_dir), self._write_checkpoint)
+            replace_checkpoint(Path(checkpoint_dir), write)
         if report is not None:
-            report(dict(metrics), self._write_checkpoint if self.rank == 0 else None)
+            report(dict(metrics), write if self.rank == 0 else None)
 
     def result(self, seconds: float) -> FitResult:
         best_epoch = self.progress.best_epoch
         return FitResult(
-            model=with_weights(self.model, self.best_weights),
+            model=with_weights(self.model, self.best_weights) if self.best_weights else self.model,
             history=self.progress.history,
             best_epoch=best_epoch,
             best=self.progress.history[best_epoch],
             stopped_by=self.stopped_by,
             seconds=seconds,
+            parameters=self.parameter_counts,
         )
 
-    def _step(self, batch: Batch) -> None:
-        progress = self.progress
+    def _step(self, rows: NDArray[np.int64], batches: Iterator[Batch], parts: int) -> None:
+        """A step of the optimiser on these rows; this worker's share are the next `parts` of `batches`."""
+        progress, mask_BK = self.progress, self.data.target_mask[rows]
         torch.manual_seed(_step_seed(self.config.seed, progress.epoch, progress.step, self.rank))
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
-        known_count = float(batch.target_mask_BK.sum())
-        mine = self._share(batch)
-        error_sum = self._error_sum(self.parallel(mine.tokens), mine)
+            group["lr"] = self._learning_rate() * group["rate_share"]
+        known_count = float(mask_BK.sum())
+        shares = share_count(self.gene_N[rows], mask_BK) if self.gene_N is not None else 0
+        counts = len(share_of(rows, self.rank, self.world_size, self.gene_N)) > 0
         self.optimizer.zero_grad(set_to_none=True)
-        loss = error_sum * (self.world_size / max(1.0, known_count))
-        loss.backward()  # type: ignore[no-untyped-call]
+        error_sum = torch.zeros((), device=self.device)
+        for part in range(parts):
+            batch = next(batches)
+            with self.replicas.accumulating(is_last=part == parts - 1):
+                errors, divergences = self._errors(batch, counts)
+                loss = errors / max(1.0, known_count)
+                loss = loss + self.config.isoform_ratio_weight * divergences / max(1, shares)
+                torch.autograd.backward(loss * self.world_size)
+            error_sum += errors.detach()
         if self.config.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         self.optimizer.step()
-        total = float(_summed(error_sum.detach().clone(), self.world_size))
+        if self.averaged is not None:
+            self.averaged.update(self.model, progress.epoch * self.steps_per_epoch + progress.step + 1)
+        total = float(_summed(error_sum, self.world_size))
         if not math.isfinite(total):
             raise IsoformerError(
                 f"the loss is not finite at epoch {progress.epoch}, step {progress.step}: "
@@ -227,21 +275,27 @@ class _Fit:
         progress.loss_sum += total
         progress.value_count += known_count
 
-    def _share(self, batch: Batch) -> Batch:
-        """This worker's rows of the batch; where there are fewer rows than workers, a row that counts
-        nothing.
+    def _parts(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """This worker's share of a batch, in parts; where there are fewer rows than workers, a row that will
+        count nothing. With FSDP every worker must have as many parts as the others.
         """
-        if self.world_size == 1:
-            return batch
-        mine = batch.rows[self.rank :: self.world_size]
-        if len(mine):
-            return self.feed.batch(mine)
-        spare = self.feed.batch(batch.rows[:1])
-        return Batch(spare.rows, spare.tokens, spare.targets_BK, torch.zeros_like(spare.target_mask_BK))
+        shares = [share_of(rows, rank, self.world_size, self.gene_N) for rank in range(self.world_size)]
+        cut = [parts_of(share, self.config.micro_batch_size, self.gene_N) for share in shares]
+        mine = [part if len(part) else rows[:1] for part in cut[self.rank]]
+        return mine + [rows[:1]] * (max(len(parts) for parts in cut) - len(mine))
 
-    def _error_sum(self, predicted_BK: Tensor, batch: Batch) -> Tensor:
-        error_BK = predicted_BK - self.model.standardise(batch.targets_BK)
-        return error_BK.square().masked_fill(~batch.target_mask_BK, 0.0).sum()
+    def _errors(self, batch: Batch, counts: bool) -> tuple[Tensor, Tensor]:
+        """Sums of the values' errors and of the isoform shares' divergences."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            predicted_BK = self.replicas.run(batch.tokens).float()
+        mask_BK = batch.target_mask_BK if counts else torch.zeros_like(batch.target_mask_BK)
+        targets_BK = self.model.standardise(batch.targets_BK)
+        errors = value_errors(self.config, predicted_BK, targets_BK, mask_BK)
+        if self.gene_N is None:
+            return errors, torch.zeros_like(errors)
+        natural_BK = predicted_BK * self.model.target_sd_K + self.model.target_mean_K
+        gene_B = torch.from_numpy(self.gene_N[batch.rows]).to(self.device)
+        return errors, share_divergences(natural_BK, batch.targets_BK, mask_BK, gene_B)
 
     def _validation_scores(self) -> dict[str, float]:
         rows, mean, sd = self.rows["validation"], self.model.target_mean_K.cpu(), self.model.target_sd_K.cpu()
@@ -256,10 +310,14 @@ class _Fit:
     def _predicted_by_all(self, rows: NDArray[np.int64]) -> Tensor:
         """Standardised predictions (V, K): each worker fills its rows, the sum is everybody's."""
         predicted_VK = torch.zeros((len(rows), len(self.data.target_names)), device=self.device)
-        mine = np.arange(self.rank, len(rows), self.world_size)
-        if len(mine):
-            natural = _predicted(self.model, self.feed, rows[mine], self.config.batch_size)
-            predicted_VK[torch.from_numpy(mine)] = self.model.standardise(natural)
+        turns = math.ceil(len(rows) / self.world_size)  # as many for each: FSDP needs all in every pass
+        mine = np.arange(turns) * self.world_size + self.rank
+        model = self.averaged.model if self.averaged else self.model
+        at_once = self.config.micro_batch_size or self.config.batch_size
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            natural = _predicted(model, self.feed, rows[np.minimum(mine, len(rows) - 1)], at_once)
+        own = mine < len(rows)
+        predicted_VK[torch.from_numpy(mine[own])] = self.model.standardise(natural[torch.from_numpy(own)])
         return _summed(predicted_VK, self.world_size).cpu()
 
     def _learning_rate(self) -> float:
@@ -281,11 +339,6 @@ class _Fit:
                 return
             yield batch
 
-    def _write_checkpoint(self, folder: Path) -> None:
-        write_checkpoint(
-            folder, self.model, self.best_weights, self.optimizer, self.progress, self._made_from()
-        )
-
     def _made_from(self) -> dict[str, Any]:
         running = {"workers", "max_failures", "checkpoint_steps", "threads", "device"}
         config = self.config.model_dump(mode="json", exclude=running)
@@ -305,18 +358,10 @@ def _predicted(model: IsoFormer, feed: BatchFeed, rows: NDArray[np.int64], batch
     return predicted
 
 
-def _parallel(model: IsoFormer, world_size: int) -> nn.Module:
-    return model if world_size == 1 else nn.parallel.DistributedDataParallel(model)
-
-
 def _summed(tensor: Tensor, world_size: int) -> Tensor:
     if world_size > 1:
         torch.distributed.all_reduce(tensor)
     return tensor
-
-
-def _copied_weights(model: IsoFormer) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 def _step_seed(seed: int, epoch: int, step: int, rank: int) -> int:

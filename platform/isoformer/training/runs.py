@@ -49,7 +49,8 @@ class RunSettings(FrozenConfig):
 
 def run_settings(config: TrainConfig, data: PinnedDataset, run: str | None = None) -> RunSettings:
     """The settings of this fit; its name, where none is given, is made of what it is."""
-    keys = {modality: data.encoder_keys[modality] for modality in config.model.modalities}
+    cached = [modality for modality in config.model.modalities if modality in data.states]
+    keys = {modality: data.encoder_keys[modality] for modality in cached}
     resolved = config.edited(keys=keys)
     options = resolved.model_dump(mode="json", exclude=set(RUNNING_OPTIONS))
     stated = {"data": data.fingerprint, "train": options}

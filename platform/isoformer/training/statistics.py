@@ -37,7 +37,9 @@ def train_statistics(
     targets = Standardisation(*target_statistics(data, rows))
     if not config.standardise_inputs:
         return targets, {}
-    return targets, {m: _feature_statistics(data.states[m], rows) for m in config.modalities}
+    return targets, {
+        m: _feature_statistics(data.states[m], rows) for m in config.modalities if m in data.states
+    }
 
 
 def _feature_statistics(states: SequenceStates, rows: NDArray[np.int64]) -> Standardisation:

@@ -17,6 +17,7 @@ from typing import Protocol
 from isoformer.storage import open_storage
 from isoformer.training.config import TrainConfig
 from isoformer.training.data import PinnedDataset, load_dataset
+from isoformer.training.joined_tokens import with_located_weights
 from isoformer.training.runs import RunFolder, RunSettings, run_settings
 from isoformer.training.workers import run_workers
 
@@ -63,7 +64,8 @@ def train(
     `data` saves reading the dataset again. Raises what `load_dataset` and `fit` raise; FingerprintError or
     StorageError where the folder is taken (see `RunFolder.claim`); ClusterError where workers keep dying.
     """
-    data = data or load_dataset(root, config.keys)
+    config = config.edited(model=with_located_weights(config.model, open_storage(root)))
+    data = data or load_dataset(root, config.keys, encoders=config.model.encoders)
     data = data.subset(config.model.modalities)
     data.require_inputs(config.model.modalities, ("train", "validation"))
     settings = run_settings(config, data, run)

@@ -128,6 +128,7 @@ def _summary(result: FitResult, folder: RunFolder, workers: int) -> dict[str, An
         "stopped_by": result.stopped_by,
         "seconds": result.seconds,
         "parameters": sum(parameter.numel() for parameter in result.model.parameters()),
+        "parameter_counts": result.parameters,
         "workers": workers,
     }
 
