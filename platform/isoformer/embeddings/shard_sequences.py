@@ -151,6 +151,34 @@ def require_fit(spec: EncoderSpec, window_bases: int | None, uri: str) -> None:
         )
 
 
+def cut_window(source: TranscriptsSource, row: Mapping[str, Any]) -> str:
+    """The DNA window of a row of the transcripts table, from the dataset's reference.
+
+    StorageError where it is not what the row's digest says.
+    """
+    window = dna_window(_reference(source), row)
+    if sequence_digest(window) != row["dna_digest"]:
+        place = f"{row['chromosome']}:{row['window_start_bp']}-{row['window_end_bp']} ({row['strand']})"
+        raise StorageError(
+            f"{source.storage.uri}: {place} of its reference has digest {sequence_digest(window)}, its "
+            f"transcripts say {row['dna_digest']}: the reference was changed or damaged; prepare again"
+        )
+    return window
+
+
+def encoder_window(window: str, spec: EncoderSpec, uri: str) -> str:
+    """The part of a window that the encoder reads: TSS at len(window) // 2.
+
+    EncoderError where the window is too small; `uri` says where it came from.
+    """
+    if spec.window_bases is None:
+        return window
+    require_fit(spec, len(window), uri)
+    up, down = spec.window_bases
+    center = len(window) // 2
+    return window[center - up : center + down]
+
+
 def _end_to_end(pieces: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[np.int64]]:
     offsets = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64)
     return np.concatenate(pieces) if pieces else np.empty(0, np.int32), offsets
@@ -166,7 +194,7 @@ def _distinct(source: TranscriptsSource, shard: int, spec: EncoderSpec) -> Itera
         for row in batch.to_pylist():
             sequence = row[modality]
             if modality == "dna":
-                sequence = _encoder_window(row, sequence or _cut(source, row), spec, source.storage.uri)
+                sequence = encoder_window(sequence or cut_window(source, row), spec, source.storage.uri)
             yield row[column], sequence
 
 
@@ -174,27 +202,6 @@ def _first_rows(table: pa.Table, column: str) -> pa.Array:
     """Indices of the first row of each distinct digest; rows without a sequence are left out."""
     indexed = pa.table({"digest": table[column], "row": np.arange(len(table))}).drop_null()
     return indexed.group_by("digest").aggregate([("row", "min")])["row_min"]
-
-
-def _cut(source: TranscriptsSource, row: Mapping[str, Any]) -> str:
-    window = dna_window(_reference(source), row)
-    if sequence_digest(window) != row["dna_digest"]:
-        place = f"{row['chromosome']}:{row['window_start_bp']}-{row['window_end_bp']} ({row['strand']})"
-        raise StorageError(
-            f"{source.storage.uri}: {place} of its reference has digest {sequence_digest(window)}, its "
-            f"transcripts say {row['dna_digest']}: the reference was changed or damaged; prepare again"
-        )
-    return window
-
-
-def _encoder_window(row: Mapping[str, Any], window: str, spec: EncoderSpec, uri: str) -> str:
-    """The part of a window that the encoder reads: TSS at len(window) // 2."""
-    if spec.window_bases is None:
-        return window
-    require_fit(spec, len(window), uri)
-    up, down = spec.window_bases
-    center = len(window) // 2
-    return window[center - up : center + down]
 
 
 def _reference(source: TranscriptsSource) -> Reference:
