@@ -104,7 +104,7 @@ def _jobs(
         for modalities in subsets(source.modalities):
             part = source.subset(modalities)
             name = "+".join(modalities)
-            if options.ridge_probes:
+            if options.ridge_probes and part.states:
                 yield name, "ridge_probe", part, _probe_predictor
             if options.fusion_models:
                 yield name, config.model.fusion, part, _fusion_predictor(config)
@@ -136,7 +136,7 @@ def _fusion_predictor(config: TrainConfig) -> Predictor:
         from isoformer.training.loop import fit, predict
 
         has_validation = bool((data.split == "validation").any())
-        model = config.model.edited(modalities=data.modalities)
+        model = config.model.with_modalities(data.modalities)
         validation = config.validation if has_validation else "redraw"
         fitted = fit(config.edited(model=model, seed=seed, validation=validation), data)
         return predict(fitted.model, data, np.arange(len(data)))

@@ -64,9 +64,9 @@ def baseline_inputs(data: PinnedDataset, name: str) -> NDArray[np.float32]:
 
 def probe_inputs(data: PinnedDataset) -> NDArray[np.float32]:
     """Mean-pooled embeddings of every modality side by side (N, F), each with a column saying whether it is
-    there.
+    there. A modality whose encoder learns with the model has no embeddings, and no part here.
     """
-    parts = [(data.states[m].means(), data.states[m].sequence_of_N >= 0) for m in data.modalities]
+    parts = [(states.means(), states.sequence_of_N >= 0) for states in data.states.values()]
     return np.concatenate([np.column_stack([means, has]) for means, has in parts], axis=1, dtype=np.float32)
 
 

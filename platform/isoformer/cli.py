@@ -21,6 +21,7 @@ from isoformer.console import Output
 from isoformer.errors import IsoformerError
 
 if TYPE_CHECKING:
+    from isoformer.paper.rows import TableName
     from isoformer.settings import Settings
 
 Verb = Callable[..., None]
@@ -175,10 +176,24 @@ def sweep(settings: Settings, out: Output, resume: bool) -> None:
 
 @_verb
 @click.option("--ablation/--no-ablation", default=True, show_default=True, help="Also every modality subset.")
-def evaluate(settings: Settings, out: Output, ablation: bool) -> None:
+@click.option(
+    "--table",
+    type=click.Choice(["modalities", "fusions", "transfer", "encoders"]),
+    help="Instead: a table of the paper on this root's data, beside its published numbers.",
+)
+@click.option(
+    "--format", "form", type=click.Choice(["console", "csv", "markdown", "html"]), default="console",
+    show_default=True, help="Of the table.",
+)  # fmt: skip
+def evaluate(settings: Settings, out: Output, ablation: bool, table: TableName | None, form: str) -> None:
     """Score a run on the held-out genes, with the baselines and the modality ablation beside it."""
-    from isoformer.stages import run_evaluate
+    from isoformer.ray_session import ray_session
+    from isoformer.stages import run_evaluate, run_table
 
+    if table is not None:
+        with ray_session(settings.ray):
+            run_table(settings, out, table, form)
+        return
     out.result(run_evaluate(settings, out, ablation=ablation))
 
 

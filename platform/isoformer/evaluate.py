@@ -75,7 +75,7 @@ def evaluate(
     folder = RunFolder(open_storage(root), run)
     settings = folder.settings()
     model = folder.model()
-    data = data or load_dataset(root, settings.train.keys)
+    data = data or load_dataset(root, settings.train.keys, encoders=settings.train.model.encoders)
     data = data.subset(settings.train.model.modalities)
     _require_same_data(settings, data, folder)
     rows = data.rows(split)
@@ -114,9 +114,13 @@ def _ridges(data: PinnedDataset, split: str) -> list[Method]:
     others = ("train", "validation") if split == "test" else ("train",)
     fit_rows = np.flatnonzero(np.isin(data.split, others))
     inputs = {name: baseline_inputs(data, name) for name in BASELINES}
-    ridges = [(name, "ridge_baseline", ridge_predictions(x, data, fit_rows)) for name, x in inputs.items()]
+    ridges: list[Method] = [
+        (name, "ridge_baseline", ridge_predictions(x, data, fit_rows)) for name, x in inputs.items()
+    ]
+    if not data.states:
+        return ridges
     probe = ridge_predictions(probe_inputs(data), data, fit_rows)
-    return [*ridges, ("+".join(data.modalities), "ridge_probe", probe)]
+    return [*ridges, ("+".join(data.states), "ridge_probe", probe)]
 
 
 def _table(

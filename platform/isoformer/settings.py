@@ -63,10 +63,13 @@ class Settings(FrozenConfig):
         return {modality: keys[0] for modality, keys in self.available_keys(random=random).items()}
 
     def train_config(self) -> TrainConfig:
-        """The train section, its `keys` filled in with each modality's first embedding dataset."""
+        """The train section, its `keys` filled in with the first embedding dataset of each modality that has
+        no encoder inside the model.
+        """
         if self.train.keys:
             return self.train
-        wanted = self.train.model.modalities
+        inside = self.train.model.encoders
+        wanted = [modality for modality in self.train.model.modalities if modality not in inside]
         keys = {modality: key for modality, key in self.first_keys().items() if modality in wanted}
         return self.train.edited(keys=keys)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from isoformer.embeddings.pipeline import EmbedProgress, EmbedReport
     from isoformer.embeddings.plan import Plan
     from isoformer.encoders.listing import Listed
+    from isoformer.paper.rows import TableName
     from isoformer.scores import ScoreTable
     from isoformer.settings import Settings
     from isoformer.sweep import SweepResult, TrialRow
@@ -273,17 +274,37 @@ def run_evaluate(settings: Settings, out: Output, *, ablation: bool = True) -> d
     return result
 
 
+def run_table(settings: Settings, out: Output, name: TableName, form: str) -> None:
+    """One of the paper's tables, shown in the form that is asked for. Ray must be connected."""
+    from isoformer.paper.run import paper_table
+    from isoformer.paper.table import print_paper_table
+
+    with out.progress(name) as advance:
+        table = paper_table(
+            name, settings, progress=lambda row, done, fits: advance(done, fits, f"fits, {row}")
+        )
+    if form == "console":
+        if not out.as_json:
+            print_paper_table(table, out.console)
+            out.say(f"also as {settings.root}/tables/{name}.csv, .md, .html")
+        out.result(table.model_dump(mode="json"))
+        return
+    text = {"csv": table.to_csv, "markdown": table.to_markdown, "html": table.to_html}[form]()
+    print(text, end="")
+
+
 def _ablation(settings: Settings, out: Output) -> ScoreTable:
     from isoformer.ablation import ablation
     from isoformer.storage import open_storage
     from isoformer.training.data import load_dataset
 
-    data = load_dataset(settings.root, settings.first_keys())
+    inside = settings.train.model.encoders
+    data = load_dataset(settings.root, settings.first_keys(), encoders=inside)
     random_keys = settings.first_keys(random=True)
     random_data = load_dataset(settings.root, random_keys) if random_keys else None
     with out.progress("ablation") as advance:
         table = ablation(
-            settings.train.edited(keys={}, model=settings.train.model.edited(modalities=data.modalities)),
+            settings.train.edited(keys={}, model=settings.train.model.with_modalities(data.modalities)),
             data,
             settings.evaluate,
             random_data=random_data,

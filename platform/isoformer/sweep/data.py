@@ -74,6 +74,10 @@ def without_test(data: PinnedDataset) -> PinnedDataset:
             modality: replace(states, sequence_of_N=states.sequence_of_N[kept])
             for modality, states in data.states.items()
         },
+        tokens={
+            modality: replace(tokens, sequence_of_N=tokens.sequence_of_N[kept])
+            for modality, tokens in data.tokens.items()
+        },
     )
 
 

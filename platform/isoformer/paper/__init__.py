@@ -1,0 +1,1 @@
+"""The paper's tables, made anew on a root's own data."""

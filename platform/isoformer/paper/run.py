@@ -1,0 +1,132 @@
+"""The paper's tables on a root's own data, each row beside what the paper reports.
+
+    modalities   every single modality, each pair, all
+    fusions      every way to bring the modalities together
+    transfer     encoders that learn along from pre-trained weights, or from scratch, one or all; beside them
+                 the frozen ones
+    encoders     each embedding dataset of the root in turn, the other modalities as they are
+
+A row is some fits (a fold and a seed each) scored on genes that the fit never saw. Each leaves its
+predictions under `tables/fits/`, named by everything that can change them, so that a table that is asked for
+again, or that was killed, does only what is missing. The baselines stand first.
+
+Shapes: N transcripts, K tissues, F features.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isoformer.ablation import AblationConfig
+from isoformer.baselines import BASELINES, baseline_inputs, probe_inputs, ridge_predictions
+from isoformer.paper.fits import Datasets, Fit, Progress, fits_of, run_missing, scored_rows
+from isoformer.paper.rows import TABLES, Row, TableName, table_rows
+from isoformer.paper.table import PaperRow, PaperTable
+from isoformer.scores import Predicted, score_row
+from isoformer.storage import Storage, open_storage
+from isoformer.training.config import TrainConfig
+from isoformer.training.data import PinnedDataset
+
+if TYPE_CHECKING:
+    from isoformer.settings import Settings
+
+__all__ = ["TABLES", "PaperTable", "TableName", "paper_table"]
+
+
+def paper_table(name: TableName, settings: Settings, *, progress: Progress | None = None) -> PaperTable:
+    """Run what is missing of a table, and give it; `tables/<name>` in the root holds it in four forms. Ray
+    must be connected.
+
+    ConfigError where the configuration names neither embeddings nor encoders that learn along.
+    """
+    rows, options = table_rows(name, settings), settings.evaluate
+    storage, datasets = open_storage(settings.root), Datasets(settings.root)
+    run_missing(rows, options, datasets, storage, progress)
+    scored = [*_baseline_rows(rows[0], options, datasets, with_probe=name == "modalities")]
+    for row in rows:
+        data = datasets.of(row.config)
+
+        def stored(fit: Fit, data: PinnedDataset = data) -> NDArray[np.floating]:
+            return np.load(io.BytesIO(storage.read_bytes(fit.key)), allow_pickle=False)
+
+        repeats = [_repeat(row, seed, options, data, stored) for seed in options.seeds]
+        score = score_row(data, row.name, _method(row.config), repeats, draws=options.draws)
+        scored.append(PaperRow(score=score, paper=row.paper))
+    data = datasets.of(rows[0].config)
+    table = PaperTable(
+        name=name,
+        protocol=_protocol(options),
+        transcripts=len(data),
+        genes=len(np.unique(data.gene_ids)),
+        label_provenance=data.label_provenance,
+        data_fingerprint=data.transcripts_fingerprint,
+        rows=tuple(scored),
+    )
+    _save(table, storage)
+    return table
+
+
+def _save(table: PaperTable, storage: Storage) -> None:
+    forms = {
+        "json": table.model_dump_json(indent=1),
+        "csv": table.to_csv(),
+        "md": table.to_markdown(),
+        "html": table.to_html(),
+    }
+    for suffix, text in forms.items():
+        storage.write_bytes(f"tables/{table.name}.{suffix}", text.encode())
+
+
+def _repeat(
+    row: Row,
+    seed: int,
+    options: AblationConfig,
+    data: PinnedDataset,
+    predicted: Callable[[Fit], NDArray[np.floating]],
+) -> Predicted:
+    """One seed's predictions (N, K), put together from those of each of its fits for what it scores."""
+    whole = np.zeros(data.targets.shape, dtype=np.float64)
+    parts = []
+    for fit in fits_of(row, options, data, seed):
+        parts.append(scored_rows(fit, data))
+        whole[parts[-1]] = predicted(fit)
+    if options.folds is None:
+        return Predicted(whole, parts[0])
+    return Predicted(whole, np.arange(len(data)), tuple(parts))
+
+
+def _baseline_rows(
+    row: Row, options: AblationConfig, datasets: Datasets, *, with_probe: bool
+) -> Iterator[PaperRow]:
+    """Ridges on lengths and composition, and on all mean-pooled embeddings, over the same genes."""
+    data = datasets.of(row.config)
+    listed = [(name, "ridge_baseline", baseline_inputs(data, name)) for name in BASELINES]
+    if with_probe and data.states:
+        listed.append(("+".join(data.states), "ridge_probe", probe_inputs(data)))
+    for name, method, inputs in listed:
+
+        def ridge(fit: Fit, inputs: NDArray[np.float32] = inputs) -> NDArray[np.floating]:
+            scored = scored_rows(fit, data)
+            return ridge_predictions(inputs, data, np.setdiff1d(np.arange(len(data)), scored))[scored]
+
+        repeats = [_repeat(row, seed, options, data, ridge) for seed in options.seeds]
+        uses = method == "ridge_probe"
+        score = score_row(data, name, method, repeats, draws=options.draws, uses_encoders=uses)
+        yield PaperRow(score=score, paper=None)
+
+
+def _method(config: TrainConfig) -> str:
+    regimes = sorted({one.regime for one in config.model.encoders.values()})
+    return config.model.fusion + (f", joint ({', '.join(regimes)})" if regimes else ", frozen encoders")
+
+
+def _protocol(options: AblationConfig) -> str:
+    seeds = f"{len(options.seeds)} seed{'s' if len(options.seeds) > 1 else ''}"
+    if options.folds is None:
+        return f"the dataset's test split, {seeds}"
+    return f"{options.folds} folds by gene, {seeds}, every gene scored by a model that never saw it"

@@ -1,0 +1,154 @@
+"""A table of the paper with our rows beside its own: shown as CSV, Markdown or one HTML page.
+
+Every row says on which labels, with which encoders and with which weights its numbers were made.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pydantic import BaseModel, ConfigDict
+
+from isoformer.paper.results import PaperResult
+from isoformer.scores import Score, ScoreRow
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+TEMPLATE: Final = Path(__file__).with_name("table.html")
+COLUMNS: Final = (
+    "row", "method", "encoders", "weights", "R² [95%]", "Spearman [95%]", "Pearson [95%]",
+    "paper R²", "paper Spearman", "paper's encoders",
+)  # fmt: skip
+_TITLES: Final = {
+    "modalities": "What each modality brings",
+    "fusions": "How the modalities are brought together",
+    "transfer": "Pre-trained encoders against the same from scratch",
+    "encoders": "Which encoder and resolution",
+}
+
+
+class PaperRow(BaseModel):
+    """Our score, and the paper's where it has one."""
+
+    model_config = ConfigDict(frozen=True)
+    score: ScoreRow
+    paper: PaperResult | None
+
+
+class PaperTable(BaseModel):
+    """Rows on the same genes. `name`: modalities, fusions, transfer or encoders."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    protocol: str
+    transcripts: int
+    genes: int
+    label_provenance: str
+    data_fingerprint: str
+    rows: tuple[PaperRow, ...]
+
+    @property
+    def title(self) -> str:
+        return _TITLES[self.name]
+
+    @property
+    def caption(self) -> str:
+        """What was measured on what, and what the ± and brackets are."""
+        repeats = max(row.score.repeats for row in self.rows)
+        return (
+            f"Ours: {self.transcripts:,} transcripts of {self.genes:,} genes, {self.protocol}. Labels: "
+            f"{self.label_provenance}. Mean over tissues; ± is the spread over {repeats} fits, brackets "
+            "are 95% intervals over genes. Paper: 170,000 measured transcripts, its encoders and test split, "
+            "mean of 5 seeds (arXiv 2406.14150): to be read beside ours, not subtracted."
+        )
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """A row's cells, as all three forms show them."""
+        return [_cells(row) for row in self.rows]
+
+    def to_markdown(self) -> str:
+        lines = ["| " + " | ".join(cells) + " |" for cells in (COLUMNS, *self.cells())]
+        rule = "|---" * len(COLUMNS) + "|"
+        return "\n".join([f"**{self.title}**", "", lines[0], rule, *lines[1:], "", self.caption, ""])
+
+    def to_csv(self) -> str:
+        """Numbers in columns of their own."""
+        flat = [{**_flat(row), "protocol": self.protocol, "data": self.data_fingerprint} for row in self.rows]
+        out = io.StringIO()
+        writer = csv.DictWriter(out, fieldnames=list(flat[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(flat)
+        return out.getvalue()
+
+    def to_html(self) -> str:
+        """One page that needs nothing beside it."""
+        from jinja2 import Environment
+
+        page = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
+        return page.render(table=self, columns=COLUMNS, numeric=range(4, 9))
+
+
+def print_paper_table(table: PaperTable, console: Console) -> None:
+    """For the terminal; wide cells are folded."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(title=table.title, title_justify="left", title_style="bold", box=None)
+    for column in COLUMNS:
+        is_score = column.endswith("[95%]")
+        shown.add_column(column, overflow="fold", no_wrap=is_score, justify="right" if is_score else "left")
+    for cells in table.cells():
+        shown.add_row(*(Text(cell) for cell in cells))
+    console.print(shown)
+    console.print(Text(table.caption))
+
+
+def _cells(row: PaperRow) -> tuple[str, ...]:
+    score, paper = row.score, row.paper or PaperResult(encoders="")
+    return (
+        score.name,
+        score.method,
+        ", ".join(score.encoders.values()) or "none",
+        score.trained,
+        *(_shown(value) for value in (score.r2, score.spearman, score.pearson)),
+        " ".join(part for part in (_number(paper.r2), paper.note and f"({paper.note})") if part),
+        _number(paper.spearman),
+        paper.encoders,
+    )
+
+
+def _shown(score: Score) -> str:
+    if score.value is None:
+        return "undefined"
+    spread = f" ± {score.sd:.3f}" if score.sd is not None else ""
+    known = score.low is not None and score.high is not None
+    return f"{score.value:.3f}{spread}" + (f" [{score.low:.3f}, {score.high:.3f}]" if known else "")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _flat(row: PaperRow) -> dict[str, object]:
+    score = row.score
+    flat: dict[str, object] = {
+        "row": score.name,
+        "method": score.method,
+        "modalities": "+".join(score.modalities),
+        "encoders": " ".join(f"{modality}={name}" for modality, name in score.encoders.items()),
+        "weights": score.trained,
+        "labels": score.label_provenance,
+        "genes": score.genes,
+        "transcripts": score.transcripts,
+        "fits": score.repeats,
+    }
+    for name in ("r2", "spearman", "pearson"):
+        value: Score = getattr(score, name)
+        flat |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+        flat[f"{name}_sd"] = value.sd
+    paper = row.paper or PaperResult(encoders="")
+    return flat | {f"paper_{name}": value for name, value in paper.model_dump().items()}
