@@ -12,10 +12,11 @@ Shapes: N transcripts, K tissues, S distinct sequences, P positions of all of th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -23,7 +24,9 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 
+from isoformer.config import FrozenConfig
 from isoformer.embeddings.config import CPU_BUDGET_TOKENS, GPU_BUDGET_TOKENS
 from isoformer.embeddings.encode import Output, encode_sequences
 from isoformer.embeddings.key import NUMPY_DTYPES
@@ -106,14 +109,13 @@ class ReadBatch:
     read: list[tuple[Modality, ...]]
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(FrozenConfig):
     """Where a model comes from: what a prediction is to be filed under."""
 
     run: str = ""
     fingerprint: str = ""
     label_provenance: str = ""
-    encoder_trained: dict[str, str] = field(default_factory=dict)
+    encoder_trained: dict[str, str] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +129,7 @@ class SequenceModel:
     model: IsoFormer
     encoders: dict[Modality, ModalityEncoder]
     policy: Policy
-    origin: Origin = Origin()
+    origin: Origin
     device: str = "cpu"
 
     @classmethod
@@ -146,7 +148,12 @@ class SequenceModel:
                 dataset = EmbeddingDataset.open(storage, modality, settings.train.keys[modality])
                 made = MadeWith.of(dataset.manifest)
                 encoders[modality] = ModalityEncoder.of(made, *find_choice(made, storage), device)
-        origin = Origin(run, settings.fingerprint, settings.label_provenance, settings.encoder_trained)
+        origin = Origin(
+            run=run,
+            fingerprint=settings.fingerprint,
+            label_provenance=settings.label_provenance,
+            encoder_trained=settings.encoder_trained,
+        )
         policy = policy_of(read_manifest(storage))
         return cls(model.to(device).eval(), encoders, policy, origin, device)
 
@@ -175,6 +182,18 @@ class SequenceModel:
     def target_names(self) -> tuple[str, ...]:
         """The K tissues, in the order of `predict`'s columns."""
         return self.model.target_names
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """One digest over weights, encoders and preparation: what a prediction depends on."""
+        stated = {m: encoder.made.key for m, encoder in self.encoders.items()}
+        digest = hashlib.blake2b(digest_size=8)
+        digest.update(
+            repr((self.model.config, self.target_names, sorted(stated.items()), self.policy)).encode()
+        )
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
