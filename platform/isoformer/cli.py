@@ -152,11 +152,17 @@ def pretrain(settings: Settings, out: Output) -> None:
 
 @_verb
 @click.option("--resume", is_flag=True, help="Go on with (or reuse) the run of this name.")
-def train(settings: Settings, out: Output, resume: bool) -> None:
-    """Fit the fusion model on cached embeddings with Ray Train."""
+@click.option("--seeds", metavar="N,N,…", help="A run each; mean and spread of all. E.g. 0,1,2,3,4.")
+def train(settings: Settings, out: Output, resume: bool, seeds: str | None) -> None:
+    """Fit the model with Ray Train: on cached embeddings, or together with its encoders."""
     from isoformer.ray_session import ray_session
-    from isoformer.stages import run_train
+    from isoformer.stages import run_train, run_train_seeds
 
+    if seeds is not None:
+        listed = _seeds(seeds)
+        with ray_session(settings.ray):
+            out.result(run_train_seeds(settings, out, listed, resume=resume))
+        return
     with ray_session(settings.ray):
         result = run_train(settings, out, resume=resume)
     out.result(asdict(result))
@@ -260,6 +266,14 @@ def weights(
 
 
 commands.add_command(benchmark)
+
+
+def _seeds(text: str) -> list[int]:
+    """Distinct whole numbers. UsageError for anything else."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) != len(parts):
+        raise click.UsageError(f"--seeds {text}: must be distinct whole numbers, as 0,1,2")
+    return [int(part) for part in parts]
 
 
 def _users_error(error: BaseException) -> IsoformerError | None:

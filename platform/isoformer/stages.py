@@ -6,6 +6,7 @@ Each stage itself knows nothing of terminals or MLflow; here the three meet.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from isoformer.scores import ScoreTable
     from isoformer.settings import Settings
     from isoformer.sweep import SweepResult, TrialRow
+    from isoformer.tracking import Tracker
+    from isoformer.training.config import TrainConfig
+    from isoformer.training.data import PinnedDataset
     from isoformer.training.train import TrainResult
     from isoformer.transcripts import Manifest
 
@@ -173,37 +177,101 @@ def _live(progress: EmbedProgress) -> str:
 
 def run_train(settings: Settings, out: Output, *, resume: bool = False) -> TrainResult:
     """Train on Ray Train, tracked as one MLflow run. Ray must be connected."""
-    from isoformer.tracking import Tracker, flat_params, run_key
-    from isoformer.training.train import train
+    from isoformer.tracking import Tracker
 
     config = settings.train_config()
-    with Tracker(settings.tracking.for_root(settings.root)) as tracker, out.progress("train") as advance:
+    with Tracker(settings.tracking.for_root(settings.root)) as tracker:
+        result = _train_one(settings, config, out, tracker, run=settings.run, resume=resume)
+    _show_training(result, out)
+    return result
+
+
+def run_train_seeds(
+    settings: Settings, out: Output, seeds: Sequence[int], *, resume: bool = False
+) -> dict[str, Any]:
+    """A run a seed, under one parent in the tracker, on data that is read once. Ray must be connected."""
+    from isoformer.storage import open_storage
+    from isoformer.tracking import Tracker, flat_params, run_key
+    from isoformer.training.data import load_dataset
+    from isoformer.training.joined_tokens import with_located_weights
+    from isoformer.training.seeds import seed_run, spreads, write_seeds
+
+    config, storage = settings.train_config(), open_storage(settings.root)
+    config = config.edited(model=with_located_weights(config.model, storage))
+    data = load_dataset(settings.root, config.keys, encoders=config.model.encoders)
+    results = []
+    with Tracker(settings.tracking.for_root(settings.root)) as tracker:
         key = run_key(settings.root, settings.run)
-        run = tracker.start_run(settings.run, key=key, params=flat_params(config))
-        tracker.log_text(run, to_yaml(settings), "config.yaml")
-        try:
+        parent = tracker.start_run(settings.run, key=key, params=flat_params(config))
+        for seed in seeds:
+            seeded, run = config.edited(seed=seed), seed_run(settings.run, seed)
+            result = _train_one(
+                settings, seeded, out, tracker, run=run, resume=resume, data=data, parent=parent
+            )
+            results.append(result)
+            _show_training(result, out)
+        found = spreads([result.best for result in results])
+        write_seeds(storage, settings.run, seeds, found)
+        tracker.log_metrics(parent, {name: spread.mean for name, spread in found.items()})
+        tracker.end_run(parent)
+    shown = [
+        (name, f"{spread.mean:.4g}" + (f" ± {spread.sd:.2g}" if spread.sd is not None else ""))
+        for name, spread in found.items()
+    ]
+    out.facts(f"{len(results)} seeds, mean ± sd of their best epochs", shown)
+    return {
+        "run": settings.run,
+        "runs": [asdict(result) for result in results],
+        "metrics": {name: asdict(spread) for name, spread in found.items()},
+    }
+
+
+def _train_one(
+    settings: Settings,
+    config: TrainConfig,
+    out: Output,
+    tracker: Tracker,
+    *,
+    run: str,
+    resume: bool,
+    data: PinnedDataset | None = None,
+    parent: str | None = None,
+) -> TrainResult:
+    from isoformer.tracking import flat_params, run_key
+    from isoformer.training.train import train
+
+    key = run_key(settings.root, run)
+    tracked = tracker.start_run(run, key=key, params=flat_params(config), parent=parent)
+    tracker.log_text(tracked, to_yaml(settings.edited(run=run, train=config.model_dump())), "config.yaml")
+    try:
+        with out.progress("train") as advance:
             result = train(
                 config,
                 settings.root,
-                run=settings.run,
+                run=run,
                 resume=resume,
-                tracker=tracker.on_run(run),
+                tracker=tracker.on_run(tracked),
                 progress=lambda metrics: advance(int(metrics["epoch"]) + 1, config.epochs),
+                data=data,
             )
-        except BaseException:
-            tracker.end_run(run, status="FAILED")
-            raise
-        tracker.end_run(run)
+    except BaseException:
+        tracker.end_run(tracked, status="FAILED")
+        raise
+    tracker.end_run(tracked)
+    return result
+
+
+def _show_training(result: TrainResult, out: Output) -> None:
     out.facts(
         "Trained",
         [
             ("run", result.uri),
             ("best epoch", f"{result.best_epoch + 1} of {result.epochs}, ended by {result.stopped_by}"),
             ("parameters", result.parameters),
+            *((name.replace("_", ", "), count) for name, count in result.parameter_counts.items() if count),
             *result.best.items(),
         ],
     )
-    return result
 
 
 def run_sweep(settings: Settings, out: Output, *, resume: bool = False) -> SweepResult:

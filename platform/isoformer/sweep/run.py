@@ -95,6 +95,8 @@ def sweep(
     from isoformer.sweep.tuning import Budget, concurrent_trials, run_trials
 
     started = time.perf_counter()
+    if base.model.encoders:
+        raise ConfigError("a sweep searches over cached embeddings; leave train.model.encoders out")
     keys = _keys(config, base)
     base = base.edited(keys={m: listed[0] for m, listed in keys.items()}, epochs=config.epochs or base.epochs)
     space = _space(config, keys)

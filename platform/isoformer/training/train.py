@@ -45,6 +45,7 @@ class TrainResult:
     stopped_by: str
     seconds: float
     parameters: int
+    parameter_counts: dict[str, int]
     history: list[dict[str, float]]
     reused: bool = False
 
@@ -86,7 +87,7 @@ def train(
 
 def _finished(folder: RunFolder, *, reused: bool) -> TrainResult:
     summary = folder.summary()
-    own = ("fingerprint", "best_epoch", "epochs", "stopped_by", "seconds", "parameters")
+    own = ("fingerprint", "best_epoch", "epochs", "stopped_by", "seconds", "parameters", "parameter_counts")
     history = folder.history()
     return TrainResult(
         run=folder.run,
