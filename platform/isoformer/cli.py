@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -263,6 +264,52 @@ def weights(
         raise click.UsageError("weights pull needs an encoder's name, or hf:<organisation>/<repository>")
     else:
         run_weights_pull(settings, out, name, revision=revision, folder=Path(folder) if folder else None)
+
+
+@_verb
+@click.argument("path", metavar="INPUT")
+@click.option("--output", required=True, help="A .parquet or .csv file, or a folder of part files (on Ray).")
+@click.option("--run", help="A finished run under the root; default: the configured one.")
+@click.option("--model", "source", help="Instead: root/runs/RUN, a bundle's folder, models:/… or runs:/…")
+@click.option("--reference", help="Genome of gene models (GTF, GFF3); default: the root's.")
+@click.option("--protein", help="FASTA of proteins, beside an INPUT of RNA; the same ids.")
+@click.option("--dna", help="FASTA of TSS-centred windows, beside an INPUT of RNA; the same ids.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Of a folder's parts.")
+@click.option("--rows-per-part", type=click.IntRange(1), default=512, show_default=True)
+def predict(settings: Settings, out: Output, path: str, run: str | None, **options: Any) -> None:
+    """Predict expression of the transcripts in INPUT: FASTA, GTF or GFF3, CSV, Parquet, a prepared shard."""
+    from isoformer.predict.inputs import PredictInput
+    from isoformer.predict.run import PredictRequest, is_file
+    from isoformer.ray_session import ray_session
+    from isoformer.stages import run_predict
+
+    if run is not None:
+        settings = settings.edited(run=run)
+    if is_file(options["output"]) and options["workers"] > 1:
+        raise click.UsageError("--workers is of a folder of part files; give --output a folder's name")
+    given = PredictInput(path, options.pop("reference"), options.pop("dna"), options.pop("protein"))
+    request = PredictRequest(given, **options)
+    with nullcontext() if is_file(request.output) else ray_session(settings.ray):
+        out.result(run_predict(settings, out, request))
+
+
+@_verb
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.option("--run", help="A finished run under the root; default: the configured one.")
+@click.option("--with-weights", is_flag=True, help="Put the encoders' weights in: it needs nothing beside it.")
+@click.option("--mlflow", "as_mlflow", is_flag=True, help="As an MLflow model, for `mlflow models serve`.")
+@click.option("--register", metavar="NAME", help="Instead of FOLDER: into the tracking server's registry.")
+def export(settings: Settings, out: Output, folder: Path | None, run: str | None, **options: Any) -> None:
+    """Write a run's model and its encoders into FOLDER: a bundle, or an MLflow model."""
+    from isoformer.stages import run_export
+
+    if (folder is None) == (options["register"] is None):
+        raise click.UsageError("export needs a FOLDER, or --register NAME")
+    if run is not None:
+        settings = settings.edited(run=run)
+    run_export(settings, out, folder, **options)
 
 
 commands.add_command(benchmark)

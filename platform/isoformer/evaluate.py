@@ -28,7 +28,7 @@ from isoformer.schema import SPLITS
 from isoformer.scores import Predicted, ScoreTable, score_row
 from isoformer.storage import open_storage
 from isoformer.training.data import PinnedDataset, load_dataset
-from isoformer.training.loop import predict
+from isoformer.training.loop import device_named, predict
 from isoformer.training.runs import RunFolder, RunSettings, without_nan
 
 __all__ = ["AblationConfig", "Evaluation", "TissueScore", "ablation", "evaluate"]
@@ -74,7 +74,7 @@ def evaluate(
     """
     folder = RunFolder(open_storage(root), run)
     settings = folder.settings()
-    model = folder.model()
+    model = folder.model().to(device_named("auto"))
     data = data or load_dataset(root, settings.train.keys, encoders=settings.train.model.encoders)
     data = data.subset(settings.train.model.modalities)
     _require_same_data(settings, data, folder)

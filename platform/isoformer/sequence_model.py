@@ -331,14 +331,17 @@ def policy_of(manifest: Manifest) -> Policy:
     return Policy(**{item.name: options[item.name] for item in fields(Policy)})
 
 
-def run_address(root: str, run: str) -> str:
-    """`root/runs/<run>`, whole, so that a worker in another folder finds it. StorageError where there is no
-    such run.
+def model_address(source: str | None, root: str, run: str) -> str:
+    """Where workers in other folders find the model: `source`, or `root/runs/<run>` where that is null.
+
+    StorageError where there is no such run, or where it is not finished.
     """
+    if source is not None:
+        local = Path(source).expanduser()
+        return str(local.absolute()) if local.exists() else source
     folder = RunFolder(open_storage(root), run)
-    if not folder.is_finished:
-        folder.settings()
-        raise StorageError(f"{folder.uri}: the run is not finished; train it again with resume")
+    folder.settings()
+    folder.summary()
     return folder.uri
 
 

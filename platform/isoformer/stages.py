@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from isoformer.embeddings.plan import Plan
     from isoformer.encoders.listing import Listed
     from isoformer.paper.rows import TableName
+    from isoformer.predict.inputs import PredictInput
+    from isoformer.predict.run import PredictRequest
     from isoformer.scores import ScoreTable
     from isoformer.settings import Settings
     from isoformer.sweep import SweepResult, TrialRow
@@ -382,6 +384,105 @@ def _ablation(settings: Settings, out: Output) -> ScoreTable:
     storage.write_bytes(f"{folder}/ablation.json", table.model_dump_json(indent=1).encode())
     storage.write_bytes(f"{folder}/ablation.csv", table.to_csv().encode())
     return table
+
+
+def run_predict(settings: Settings, out: Output, request: PredictRequest) -> dict[str, Any]:
+    """Predict a file; into a folder of parts Ray must be connected. Counts by reason are shown."""
+    from isoformer.predict.parts import PartSettings, predict_parts
+    from isoformer.predict.run import is_file, predict_file
+    from isoformer.sequence_model import SequenceModel, model_address
+
+    tracking = settings.tracking.for_root(settings.root)
+    source = model_address(request.source, settings.root, settings.run)
+    model = SequenceModel.open(source, device=request.device, tracking_uri=tracking.resolved_uri)
+    rows = _with_reference(settings, request.given).rows(model.policy)
+    facts: list[tuple[str, object]] = [("model", source), ("written to", request.output)]
+    with out.progress("predict") as advance:
+
+        def told(done: int) -> None:
+            advance(done, done, "transcripts")
+
+        if is_file(request.output):
+            counts = predict_file(model, rows, request.output, batch_size=request.batch_size, progress=told)
+        else:
+            parts = PartSettings(
+                source=source,
+                fingerprint=model.fingerprint,
+                output=request.output,
+                batch_size=request.batch_size,
+                device=request.device,
+                workers=request.workers,
+                tracking_uri=tracking.resolved_uri,
+            )
+            report = predict_parts(rows, parts, rows_per_part=request.rows_per_part, progress=told)
+            counts = report.counts
+            facts.append(("parts / there before", f"{report.parts} / {report.present}"))
+    facts += [
+        ("unit", "natural log(1 + TPM)"),
+        ("rows", counts.rows),
+        ("predicted", counts.predicted),
+        ("not predicted", counted(counts.not_predicted)),
+        ("status", counted(counts.status)),
+        ("modalities read", counted(counts.modalities)),
+    ]
+    out.facts("Predicted", facts)
+    return {"model": source, "output": request.output, **asdict(counts)}
+
+
+def _with_reference(settings: Settings, given: PredictInput) -> PredictInput:
+    """With the root's own genome where none is named, and its names of chromosomes."""
+    from isoformer.manifest import MANIFEST_KEY, read_manifest
+    from isoformer.sources.reference import open_dataset_reference
+    from isoformer.storage import open_storage
+
+    storage = open_storage(settings.root)
+    if not given.is_gene_models or not storage.exists(MANIFEST_KEY):
+        return given
+    manifest = read_manifest(storage)
+    reference = given.reference
+    if reference is None and manifest.reference_digest is not None:
+        reference = str(open_dataset_reference(storage, manifest).path)
+    return replace(given, reference=reference, chromosome_aliases=manifest.chromosome_aliases)
+
+
+def run_export(
+    settings: Settings,
+    out: Output,
+    folder: Path | None,
+    *,
+    with_weights: bool = False,
+    as_mlflow: bool = False,
+    register: str | None = None,
+) -> None:
+    """A run's model and its encoders as a bundle or an MLflow model; `register`: in the tracking server."""
+    from isoformer.predict.bundle import save_bundle
+    from isoformer.sequence_model import SequenceModel
+
+    model = SequenceModel.from_run(settings.root, settings.run)
+    if folder is None:
+        from isoformer.predict.pyfunc import log_model
+
+        made = log_model(
+            model,
+            tracking=settings.tracking.for_root(settings.root),
+            registered_name=str(register),
+            with_weights=with_weights,
+        )
+    elif as_mlflow:
+        from isoformer.predict.pyfunc import save_pyfunc
+
+        made = str(save_pyfunc(model, folder, with_weights=with_weights))
+    else:
+        made = str(save_bundle(model, folder, with_weights=with_weights))
+    facts = {
+        "run": settings.run,
+        "written to": made,
+        "fingerprint": model.fingerprint,
+        "encoders": ", ".join(encoder.made.key for encoder in model.encoders.values()) or "in the model",
+        "encoders' weights": "inside" if with_weights else "not inside",
+    }
+    out.facts("Exported", list(facts.items()))
+    out.result({**facts, "with_weights": with_weights})
 
 
 def run_report(settings: Settings, output: Path | None = None) -> Path:

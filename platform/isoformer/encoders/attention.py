@@ -49,11 +49,9 @@ def route_for(device: str, dtype: torch.dtype, head_width: int) -> Route:
     return PADDED
 
 
-def by_precision(
-    device: str, query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, offsets: list[int]
-) -> Tensor:
+def by_precision(query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, offsets: list[int]) -> Tensor:
     """The route for what is being computed: automatic mixed precision leaves rotated queries in float32."""
-    route = route_for(device, value_THE.dtype, value_THE.shape[-1])
+    route = route_for(str(value_THE.device), value_THE.dtype, value_THE.shape[-1])
     return route.attend(query_THE.to(value_THE), key_THE.to(value_THE), value_THE, offsets)
 
 

@@ -167,7 +167,8 @@ class WindowEncoder:
         return Encoded(hidden_BLD.flatten(0, 1).float(), np.arange(sequences + 1, dtype=np.int64) * positions)
 
     def _forward(self, codes_BL: Tensor) -> Tensor:
-        return self.model(self._columns[codes_BL.to(self._columns.device)].transpose(1, 2))
+        device = next(self.model.parameters()).device  # a trainable encoder moves with its model
+        return self.model(self._columns.to(device)[codes_BL.to(device)].transpose(1, 2))
 
 
 @dataclass(frozen=True)

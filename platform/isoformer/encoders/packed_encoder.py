@@ -8,7 +8,6 @@ Used by the families of ESM-like encoders.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Final, cast
 
 import numpy as np
@@ -54,14 +53,18 @@ class PackedEncoder:
         self.weights_digest = weights_digest
         if trainable:
             self.model, self.route = model.to(device), "plain layers, with gradients"
-            self.model.attend = partial(by_precision, device)
+            self.model.attend = by_precision
             self._run = self.model.means
         else:
             self.model, self.route = for_inference(model, device, DTYPES[choice.precision])
             self._run = torch.inference_mode()(self.model.means)
         self._special_ids = np.array(sorted(special_ids), dtype=np.int32)
         self._overlap_tokens = choice.overlap_tokens
-        self._device = device
+
+    @property
+    def _device(self) -> torch.device:
+        """Where the weights are: a trainable encoder moves with its model."""
+        return cast(Tensor, self.model.embeddings["word_embeddings"].weight).device
 
     def encode(self, packed: Packed) -> Encoded:
         (encoded,) = self.encode_each(packed, [self.spec.hidden_states])

@@ -70,6 +70,11 @@ class PredictInput:
         else:
             yield from _parquet_rows(self, policy)
 
+    @property
+    def is_gene_models(self) -> bool:
+        """Whether the input needs a genome."""
+        return self._kind() == GENE_MODELS
+
     def _kind(self) -> Sequence[str]:
         suffix = Path(self.path.lower().removesuffix(".gz")).suffix
         for kind in (FASTA, GENE_MODELS, DELIMITED, (PARQUET,)):

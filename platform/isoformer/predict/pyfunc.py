@@ -87,8 +87,7 @@ def save_pyfunc(model: SequenceModel, folder: Path, *, with_weights: bool = True
 def log_model(
     model: SequenceModel,
     *,
-    tracking_uri: str,
-    experiment: str,
+    tracking: TrackingConfig,
     registered_name: str | None = None,
     with_weights: bool = True,
 ) -> str:
@@ -96,8 +95,8 @@ def log_model(
 
     Returns its address: `models:/<name>/<version>` or `models:/<id>`.
     """
-    mlflow.set_tracking_uri(tracking_uri)
-    mlflow.set_experiment(experiment)
+    sink = MlflowSink(tracking)
+    mlflow.set_tracking_uri(tracking.resolved_uri)
     with tempfile.TemporaryDirectory(prefix="isoformer-export-") as work:
         bundle = save_bundle(model, Path(work, "bundle"), with_weights=with_weights)
         with mlflow.start_run(run_name=f"export {model.origin.run}"):

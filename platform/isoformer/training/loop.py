@@ -127,7 +127,7 @@ class _Fit:
         data.require_inputs(config.model.modalities, ("train",))
         self.config, self.data, self.rank, self.world_size = config, data, rank, world_size
         self.rows = {split: data.rows(split) for split in ("train", "validation")}
-        self.device = _device(config.device)
+        self.device = device_named(config.device)
         self.feed = BatchFeed(data, config.model.modalities, self.device)
         torch.manual_seed(config.seed)
         groups_genes = config.isoform_ratio_weight > 0
@@ -368,7 +368,8 @@ def _step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, epoch, step, rank]).generate_state(1)[0])
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """`auto` is the GPU where there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
