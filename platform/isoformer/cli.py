@@ -298,7 +298,9 @@ def predict(settings: Settings, out: Output, path: str, run: str | None, **optio
 @_verb
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @click.option("--run", help="A finished run under the root; default: the configured one.")
-@click.option("--with-weights", is_flag=True, help="Put the encoders' weights in: it needs nothing beside it.")
+@click.option(
+    "--with-weights", is_flag=True, help="Put the encoders' weights in: it needs nothing beside it."
+)
 @click.option("--mlflow", "as_mlflow", is_flag=True, help="As an MLflow model, for `mlflow models serve`.")
 @click.option("--register", metavar="NAME", help="Instead of FOLDER: into the tracking server's registry.")
 def export(settings: Settings, out: Output, folder: Path | None, run: str | None, **options: Any) -> None:

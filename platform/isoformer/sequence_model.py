@@ -36,7 +36,7 @@ from isoformer.embeddings.store import EmbeddingDataset
 from isoformer.embeddings.token_budget import TokenBudget
 from isoformer.encoders.registry import EncoderChoice, load_encoder, load_tokenizer
 from isoformer.encoders.spec import Encoder, EncoderSpec, Tokenizer
-from isoformer.errors import EncoderError, InputError, StorageError
+from isoformer.errors import EncoderError, InputError
 from isoformer.extraction import Policy
 from isoformer.manifest import Manifest, read_manifest
 from isoformer.model import IsoFormer, ModalityInput

@@ -104,32 +104,16 @@ def _fasta_rows(given: PredictInput, policy: Policy) -> Iterator[PredictRow]:
 
 def _records(path: str, role: str) -> Iterator[tuple[str, str]]:
     """(transcript id, sequence) of a FASTA file. InputError where it is none."""
-    source = existing_file(path, role)
-    with open_bytes(source) as file, io.TextIOWrapper(file, encoding="ascii", errors="replace") as text:
-        first = text.read(1)
-        if first != ">":
-            raise InputError(
-                "not FASTA", file=source, line=1, value=first, allowed="a line that begins with >"
-            )
-        yield from ((_transcript_id(title), sequence) for title, sequence in _parsed(_Rejoined(first, text)))
-
-
-def _parsed(lines: _Rejoined) -> Iterator[tuple[str, str]]:
     from Bio.SeqIO.FastaIO import SimpleFastaParser
 
-    yield from cast(Any, SimpleFastaParser)(lines)
-
-
-class _Rejoined:
-    """A text file whose first characters were read already, as lines."""
-
-    def __init__(self, first: str, rest: io.TextIOWrapper) -> None:
-        self.first, self.rest = first, rest
-
-    def __iter__(self) -> Iterator[str]:
-        for line in self.rest:
-            yield self.first + line
-            self.first = ""
+    source = existing_file(path, role)
+    with open_bytes(source) as file:
+        first = file.read(1)
+    if first != b">":
+        raise InputError("not FASTA", file=source, line=1, value=first, allowed="a line that begins with >")
+    with open_bytes(source) as file, io.TextIOWrapper(file, encoding="ascii", errors="replace") as text:
+        for title, sequence in cast(Any, SimpleFastaParser)(text):
+            yield _transcript_id(title), sequence
 
 
 def _transcript_id(title: str) -> str:

@@ -16,7 +16,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import pyarrow as pa
@@ -87,6 +87,7 @@ def predict_parts(
     another model.
     """
     storage = open_storage(settings.output)
+    settings = replace(settings, output=storage.uri)  # workers run in other folders
     present: list[PredictCounts] = []
     indices: list[int] = []
 

@@ -29,9 +29,11 @@ from isoformer.errors import InputError, StorageError
 from isoformer.predict.bundle import TARGET_UNIT, load_bundle, save_bundle
 from isoformer.predict.rows import given_row
 from isoformer.schema import MODALITIES, Modality
+from isoformer.tracking.sink import MlflowSink
 
 if TYPE_CHECKING:
     from isoformer.sequence_model import SequenceModel, TranscriptSequences
+    from isoformer.tracking import TrackingConfig
 
 CODE_FILE: Final = Path(__file__).with_name("pyfunc_model.py")
 REQUIREMENTS: Final = (f"isoformer=={__version__}",)
@@ -95,15 +97,20 @@ def log_model(
 
     Returns its address: `models:/<name>/<version>` or `models:/<id>`.
     """
-    sink = MlflowSink(tracking)
+    MlflowSink(tracking).warm()  # makes a fresh store's tables and the experiment
+    before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(tracking.resolved_uri)
-    with tempfile.TemporaryDirectory(prefix="isoformer-export-") as work:
-        bundle = save_bundle(model, Path(work, "bundle"), with_weights=with_weights)
-        with mlflow.start_run(run_name=f"export {model.origin.run}"):
-            mlflow.set_tag("run_fingerprint", model.origin.fingerprint)
-            logged = mlflow.pyfunc.log_model(
-                name="model", registered_model_name=registered_name, **_described(model, bundle)
-            )
+    try:
+        mlflow.set_experiment(tracking.experiment)
+        with tempfile.TemporaryDirectory(prefix="isoformer-export-") as work:
+            bundle = save_bundle(model, Path(work, "bundle"), with_weights=with_weights)
+            with mlflow.start_run(run_name=f"export {model.origin.run}"):
+                mlflow.set_tag("run_fingerprint", model.origin.fingerprint)
+                logged = mlflow.pyfunc.log_model(
+                    name="model", registered_model_name=registered_name, **_described(model, bundle)
+                )
+    finally:
+        mlflow.set_tracking_uri(before)
     if registered_name is not None:
         return f"models:/{registered_name}/{logged.registered_model_version}"
     return str(logged.model_uri)
