@@ -249,7 +249,8 @@ class SequenceModel:
             return self.encoders[modality].spec
         return self.model.encoder_inside(modality).spec
 
-    def _tokenizer(self, modality: Modality) -> Tokenizer:
+    def tokenizer_of(self, modality: Modality) -> Tokenizer:
+        """Of the encoder of a modality, inside the model or outside."""
         if modality in self.encoders:
             return self.encoders[modality].tokenizer
         return self._inside_tokenizers[modality]
@@ -261,7 +262,7 @@ class SequenceModel:
 
     def _tokenised(self, modality: Modality, sequences: Sequence[str | None]) -> _Tokenised:
         """Each distinct sequence once; one that cannot be tokenised is quarantined with its reason."""
-        spec, tokenizer = self.spec_of(modality), self._tokenizer(modality)
+        spec, tokenizer = self.spec_of(modality), self.tokenizer_of(modality)
         digest_N = [sequence_digest(sequence) if sequence else None for sequence in sequences]
         distinct = {d: s for d, s in zip(digest_N, sequences, strict=True) if d is not None and s}
         pieces: dict[str, NDArray[np.int32]] = {}
@@ -303,7 +304,7 @@ class SequenceModel:
         spec, shard = self.spec_of(modality), tokenised.shard
         if not shard.digests:
             letters = "A" * sum(spec.window_bases or (1,))
-            shard = _end_to_end({"": self._tokenizer(modality)(letters).token_ids}, {})
+            shard = _end_to_end({"": self.tokenizer_of(modality)(letters).token_ids}, {})
         places = tokenised.places(shard.digests)
         tokens = SequenceTokens(shard.token_ids, shard.offsets, places, spec.width)
         return distinct_sequences(tokens, np.arange(len(places))).to(torch.device(self.device))
