@@ -111,7 +111,7 @@ def test_nan_and_missing_rows_are_named(root: str, monkeypatch: pytest.MonkeyPat
 
 def test_too_little_memory_is_said_beforehand(root: str) -> None:
     with pytest.raises(InputError, match=r"needs about .* MiB pinned in memory.*allowed: fewer modalities"):
-        load_dataset(root, KEYS, memory_limit_bytes=100)
+        load_dataset(root, KEYS, mode="pinned", memory_limit_bytes=100)
     with pytest.raises(InputError, match="pinned"):
         check_memory(1 << 60)
 

@@ -121,6 +121,13 @@ class EmbeddingDataset:
                 )
             return dict(rows_of(file, footer.header))
 
+    def read_lengths(self, index: int) -> tuple[dict[str, int], dict[str, str]]:
+        """Digest → positions of a shard's rows, and the quarantined digests with why; reads no embedding."""
+        with _file(self.storage, self.shard_path(index)) as (file, uri), explained(uri):
+            columns = file.read(columns=["digest", "positions"], use_threads=False)
+            rows = zip(columns["digest"].to_pylist(), columns["positions"].to_pylist(), strict=True)
+            return dict(rows), footer_of(file, uri).quarantined
+
 
 def embedding_shard_name(shard: int, sequences: str) -> str:
     """`shard-00003.0f1e2d3c4b5a.parquet`, of the digest over the shard's sequences."""

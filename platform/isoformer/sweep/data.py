@@ -49,10 +49,12 @@ def load_shared(root: str, keys: Mapping[Modality, tuple[str, ...]]) -> SharedDa
     names: dict[tuple[Modality, str], tuple[str, str]] = {}
     table: PinnedDataset | None = None
     for picked in _rounds(keys):
-        loaded = without_test(load_dataset(root, picked))
+        loaded = without_test(load_dataset(root, picked, mode="pinned"))
         table = table or replace(loaded, states={}, encoder_keys={}, encoder_names={}, encoder_trained={})
         for modality, key in picked.items():
-            states[modality, key] = loaded.states[modality]
+            pinned = loaded.states[modality]
+            assert isinstance(pinned, SequenceStates)
+            states[modality, key] = pinned
             names[modality, key] = (loaded.encoder_names[modality], loaded.encoder_trained[modality])
     if table is None:
         raise ConfigError("sweep.keys names no embedding dataset; run `isoformer embed` first, or list them")

@@ -47,10 +47,11 @@ class BatchFeed:
 
     def __init__(self, data: PinnedDataset, modalities: Sequence[Modality], device: torch.device) -> None:
         chosen = data.subset(modalities)
-        self.states, self.tokens = chosen.states, chosen.tokens
+        self.states = {m: s for m, s in chosen.states.items() if isinstance(s, SequenceStates)}
+        self.tokens = chosen.tokens
         self.device = device
         self.lengths = {modality: part.lengths for modality, part in chosen.sequences.items()}
-        self.total_length_N = np.sum(list(self.lengths.values()), axis=0)
+        self.total_length_N = sum(self.lengths.values(), start=np.zeros(len(data), np.int64))
         self.targets, self.target_mask = data.targets, data.target_mask
         self.gathered = self._gathered() if self._gathered_bytes() <= GATHERED_BYTES_LIMIT else None
 
@@ -82,6 +83,16 @@ class BatchFeed:
         """The batches in this order; those that must be gathered are made ahead by a thread."""
         made = (self.batch(rows) for rows in order)
         return made if self.gathered is not None else ahead(made)
+
+    def share(
+        self, rows: NDArray[np.int64], rank: int, world_size: int, gene_N: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int64]:
+        """A worker's rows of a batch."""
+        return share_of(rows, rank, world_size, gene_N)
+
+    def scoring_order(self, rows: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
+        """Places in `rows`, batch by batch, as they are scored: by length."""
+        return in_order(np.argsort(self.total_length_N[rows], kind="stable"), batch_size)
 
     def _input(self, modality: Modality, rows: NDArray[np.int64]) -> ModalityInput:
         if modality in self.tokens:

@@ -19,6 +19,10 @@ class TrainConfig(FrozenConfig):
     `embed` where empty); a modality under `model.encoders` needs none: its encoder learns along."""
 
     keys: dict[Modality, str] = Field(default_factory=dict)
+    data: Literal["auto", "pinned", "streamed"] = Field(
+        default="auto", description="embeddings in memory, or read as they are needed; auto: where they fit"
+    )
+    stream_shards: int = Field(default=2, ge=1, description="shuffled together, and held at a time, twice")
     model: ModelConfig = ModelConfig()
     learning_rate: float = Field(default=1e-3, gt=0)
     learning_rates: dict[Literal["head", "fusion", "dna", "rna", "protein"], Rate] = Field(

@@ -12,9 +12,9 @@ features.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import psutil
@@ -23,6 +23,9 @@ from numpy.typing import NDArray
 from isoformer.errors import InputError
 from isoformer.model_config import EncoderInside
 from isoformer.schema import MODALITIES, SPLITS, Modality
+
+if TYPE_CHECKING:
+    from isoformer.embeddings.store import EmbeddingDataset
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,16 @@ class SequenceStates:
             return np.zeros(len(self.sequence_of_N), dtype=np.int64)
         return np.where(self.sequence_of_N >= 0, lengths_S[self.sequence_of_N], 0)
 
+    @property
+    def nbytes(self) -> int:
+        return self.flat_PD.nbytes
+
+    def distinct(self, rows: NDArray[np.int64]) -> Iterator[NDArray[Any]]:
+        """The states (L, D) of each distinct sequence that these rows have."""
+        sequences = np.unique(self.sequence_of_N[rows])
+        for s in sequences[sequences >= 0]:
+            yield self.flat_PD[self.offsets[s] : self.offsets[s + 1]]
+
     def means(self) -> NDArray[np.float32]:
         """Mean over each transcript's positions; zeros where the modality is missing."""
         means_SD = np.zeros((len(self.offsets) - 1, self.width), dtype=np.float32)
@@ -58,6 +71,52 @@ class SequenceStates:
         has = self.sequence_of_N >= 0
         means_ND[has] = means_SD[self.sequence_of_N[has]]
         return means_ND
+
+
+@dataclass(frozen=True)
+class StreamedStates:
+    """Embeddings of one modality that stay in the store: which sequence each transcript has, how long it is
+    and in which shard. `digest_of_N` is empty, `lengths` 0, where the transcript lacks the modality.
+    """
+
+    dataset: EmbeddingDataset
+    digest_of_N: NDArray[np.bytes_]
+    lengths: NDArray[np.int64]
+    shard_of_N: NDArray[np.int64]
+
+    @property
+    def width(self) -> int:
+        return self.dataset.manifest["width"]
+
+    @property
+    def sequence_of_N(self) -> NDArray[np.int64]:  # noqa: N802
+        """A number of each distinct sequence, -1 where the transcript lacks the modality."""
+        return np.where(self.lengths > 0, np.unique(self.digest_of_N, return_inverse=True)[1], -1)
+
+    @property
+    def nbytes(self) -> int:
+        return self.digest_of_N.nbytes + self.lengths.nbytes + self.shard_of_N.nbytes
+
+    def distinct(self, rows: NDArray[np.int64]) -> Iterator[NDArray[Any]]:
+        """The states (L, D) of each distinct sequence that these rows have, a shard in memory at a time."""
+        seen: set[bytes] = {b""}
+        for shard in np.unique(self.shard_of_N[rows]):
+            digests = set(self.digest_of_N[rows[self.shard_of_N[rows] == shard]].tolist()) - seen
+            seen |= digests
+            states = self.dataset.read_shard(int(shard)) if digests else {}
+            yield from (states[digest.decode()] for digest in sorted(digests))
+
+    def means(self) -> NDArray[np.float32]:
+        """Mean over each transcript's positions; zeros where the modality is missing."""
+        means_ND = np.zeros((len(self.lengths), self.width), dtype=np.float32)
+        for shard in np.unique(self.shard_of_N):
+            states = self.dataset.read_shard(int(shard))
+            for row in np.flatnonzero((self.shard_of_N == shard) & (self.lengths > 0)):
+                means_ND[row] = states[self.digest_of_N[row].decode()].mean(axis=0, dtype=np.float32)
+        return means_ND
+
+
+States = SequenceStates | StreamedStates
 
 
 @dataclass(frozen=True)
@@ -95,7 +154,7 @@ class PinnedDataset:
     targets: NDArray[np.float32]
     target_mask: NDArray[np.bool_]
     target_names: tuple[str, ...]
-    states: dict[Modality, SequenceStates]
+    states: dict[Modality, States]
     features: NDArray[np.float32]
     feature_names: tuple[str, ...]
     transcripts_fingerprint: str
@@ -123,7 +182,12 @@ class PinnedDataset:
         return tuple(modality for modality in MODALITIES if modality in self.sequences)
 
     @property
-    def sequences(self) -> dict[Modality, SequenceStates | SequenceTokens]:
+    def is_streamed(self) -> bool:
+        """Whether the embeddings stay in the store."""
+        return any(isinstance(states, StreamedStates) for states in self.states.values())
+
+    @property
+    def sequences(self) -> dict[Modality, States | SequenceTokens]:
         """What each modality is read from: embeddings, or tokens for an encoder inside the model."""
         return {**self.states, **self.tokens}
 
@@ -136,7 +200,7 @@ class PinnedDataset:
     @property
     def nbytes(self) -> int:
         held = [self.targets, self.target_mask, self.features]
-        return sum(a.nbytes for a in held) + sum(s.flat_PD.nbytes for s in self.states.values())
+        return sum(a.nbytes for a in held) + sum(s.nbytes for s in self.states.values())
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """Row numbers of a split. InputError where it is empty, with what the other splits hold."""
@@ -190,10 +254,12 @@ def load_dataset(
     keys: Mapping[Modality, str],
     *,
     encoders: Mapping[Modality, EncoderInside] | None = None,
+    mode: Literal["auto", "pinned", "streamed"] = "auto",
     memory_limit_bytes: int | None = None,
 ) -> PinnedDataset:
     """Read transcripts and embeddings under `root` into memory, and tokenise for `encoders` inside the model.
 
+    `streamed` leaves the embeddings in the store; `auto` does where they do not fit.
     `memory_limit_bytes` null: 80% of what this machine has free. Raises InputError where the estimate does
     not fit, where a value is not finite or a sequence is not in its dataset; StorageError or FingerprintError
     where a dataset is absent or was made from other transcripts.
@@ -201,7 +267,7 @@ def load_dataset(
     from isoformer.embeddings.store import EmbeddingDataset
     from isoformer.manifest import read_manifest, read_shard
     from isoformer.storage import open_storage
-    from isoformer.training.join import JoinedColumns, JoinedStates
+    from isoformer.training.join import JoinedColumns, JoinedPlaces, JoinedStates
     from isoformer.training.joined_tokens import JoinedTokens
 
     inside = {m: encoders[m] for m in MODALITIES if m in encoders} if encoders else {}
@@ -213,17 +279,22 @@ def load_dataset(
     storage = open_storage(root)
     manifest = read_manifest(storage)
     datasets = {m: EmbeddingDataset.open(storage, m, keys[m]) for m in MODALITIES if m in keys}
-    parts = {modality: JoinedStates(dataset) for modality, dataset in datasets.items()}
-    for part in parts.values():
+    pinned = {modality: JoinedStates(dataset) for modality, dataset in datasets.items()}
+    for part in pinned.values():
         part.require_same_transcripts(manifest.fingerprint, len(manifest.shards))
-    check_memory(sum(part.bytes_needed for part in parts.values()), memory_limit_bytes)
+    needed_bytes = sum(part.bytes_needed for part in pinned.values())
+    parts: Mapping[Modality, JoinedStates | JoinedPlaces] = pinned
+    if mode == "streamed" or (mode == "auto" and not fits_memory(needed_bytes, memory_limit_bytes)):
+        parts = {modality: JoinedPlaces(dataset) for modality, dataset in datasets.items()}
+    else:
+        check_memory(needed_bytes, memory_limit_bytes)
     tokenised = {m: JoinedTokens(storage, manifest, m, settings) for m, settings in inside.items()}
     columns = JoinedColumns()
     for index in range(len(manifest.shards)):
         table = read_shard(storage, index)
         columns.add(table)
-        for part in parts.values():
-            part.add(table, index)
+        for joined in parts.values():
+            joined.add(table, index)
         for one in tokenised.values():
             one.add(table, index)
     specs = {modality: dataset.manifest["spec"] for modality, dataset in datasets.items()}
@@ -245,13 +316,23 @@ def load_dataset(
     )
 
 
+def fits_memory(needed_bytes: int, limit_bytes: int | None = None) -> bool:
+    """Whether a dataset of this size may be pinned."""
+    return needed_bytes <= _memory_limit(limit_bytes)
+
+
+def _memory_limit(limit_bytes: int | None) -> int:
+    return int(psutil.virtual_memory().available * 0.8) if limit_bytes is None else limit_bytes
+
+
 def check_memory(needed_bytes: int, limit_bytes: int | None = None) -> None:
     """InputError where a dataset of this size does not fit into memory."""
-    limit = int(psutil.virtual_memory().available * 0.8) if limit_bytes is None else limit_bytes
-    if needed_bytes > limit:
+    if not fits_memory(needed_bytes, limit_bytes):
+        limit = _memory_limit(limit_bytes)
         raise InputError(
             f"the dataset needs about {needed_bytes / 2**20:,.0f} MiB pinned in memory",
             field="memory",
             value=f"{limit / 2**20:,.0f} MiB free for it",
-            allowed="fewer modalities, a coarser resolution (bins:N or pooled), or a larger machine",
+            allowed="fewer modalities, a coarser resolution (bins:N or pooled), train.data: streamed, or a "
+            "larger machine",
         )

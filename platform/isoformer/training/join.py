@@ -18,7 +18,7 @@ from isoformer.embeddings.key import NUMPY_DTYPES
 from isoformer.embeddings.store import EmbeddingDataset, read_footer
 from isoformer.errors import FingerprintError, InputError
 from isoformer.schema import digest_column, shard_name
-from isoformer.training.data import SequenceStates
+from isoformer.training.data import SequenceStates, StreamedStates
 
 TEXT_COLUMNS: Final = {"transcript_id": "transcript_ids", "gene_id": "gene_ids", "split": "split"}
 
@@ -128,6 +128,44 @@ class JoinedStates:
         self.offsets.append(end)
         self.sequence_of_digest[digest] = len(self.offsets) - 2
         return len(self.offsets) - 2
+
+
+class JoinedPlaces:
+    """Collects where one modality's embeddings are; reads no embedding."""
+
+    def __init__(self, dataset: EmbeddingDataset) -> None:
+        self.dataset = dataset
+        self.parts: list[tuple[list[str], list[int], int]] = []
+        self._quarantined: Counter[str] = Counter()
+
+    @property
+    def quarantined(self) -> dict[str, int]:
+        return dict(self._quarantined)
+
+    def add(self, table: pa.Table, index: int) -> None:
+        """Join one shard's rows with the lengths of their sequences."""
+        lengths, quarantined = self.dataset.read_lengths(index)
+        digests = table[digest_column(self.dataset.manifest["modality"])].to_pylist()
+        for transcript_id, digest in zip(table["transcript_id"].to_pylist(), digests, strict=True):
+            if digest in quarantined:
+                self._quarantined[quarantined[digest]] += 1
+            elif digest is not None and not lengths.get(digest):
+                record = f"{transcript_id} in {shard_name(index)}"
+                place = f"{self.dataset.storage.uri}/{self.dataset.prefix}".rstrip("/")
+                raise InputError("the sequence has no embedding", file=place, record=record, value=digest)
+        found = [lengths.get(digest, 0) for digest in digests]
+        held = [digest if length else "" for digest, length in zip(digests, found, strict=True)]
+        self.parts.append((held, found, index))
+
+    def states(self) -> StreamedStates:
+        """The modality. InputError where no transcript has it."""
+        lengths = np.concatenate([np.array(found, np.int64) for _, found, _ in self.parts])
+        if not lengths.any():
+            modality = self.dataset.manifest["modality"]
+            raise InputError("no transcript has this modality", field="modality", value=modality)
+        digests = np.array([digest.encode() for held, _, _ in self.parts for digest in held], dtype=np.bytes_)
+        shards = np.concatenate([np.full(len(found), index, np.int64) for _, found, index in self.parts])
+        return StreamedStates(self.dataset, digests, lengths, shards)
 
 
 def _matrix(column: pa.ChunkedArray, dtype: type) -> NDArray[Any]:

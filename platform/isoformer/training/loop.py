@@ -30,7 +30,7 @@ from isoformer.errors import IsoformerError
 from isoformer.metrics import regression_metrics
 from isoformer.model import IsoFormer
 from isoformer.schema import Modality
-from isoformer.training.batches import Batch, BatchFeed, in_order, parts_of, share_of
+from isoformer.training.batches import Batch, BatchFeed, parts_of
 from isoformer.training.checkpoint import (
     FitState,
     Progress,
@@ -45,6 +45,7 @@ from isoformer.training.objective import share_count, share_divergences, value_e
 from isoformer.training.optimiser import Averaged, new_optimizer
 from isoformer.training.parallel import Replicas
 from isoformer.training.statistics import redrawn_validation, train_statistics
+from isoformer.training.streaming import new_feed
 
 if TYPE_CHECKING:
     from isoformer.encoders.trainable import TrainableEncoder
@@ -103,7 +104,7 @@ def predict(
 ) -> NDArray[np.float32]:
     """Natural log(1 + TPM) of these rows, (rows, K)."""
     device = next(model.parameters()).device
-    feed = BatchFeed(data, model.config.modalities, device)
+    feed = new_feed(data, model.config.modalities, device)
     return _predicted(model, feed, rows, batch_size).cpu().numpy()
 
 
@@ -128,7 +129,7 @@ class _Fit:
         self.config, self.data, self.rank, self.world_size = config, data, rank, world_size
         self.rows = {split: data.rows(split) for split in ("train", "validation")}
         self.device = device_named(config.device)
-        self.feed = BatchFeed(data, config.model.modalities, self.device)
+        self.feed = new_feed(data, config.model.modalities, self.device, config.stream_shards)
         torch.manual_seed(config.seed)
         groups_genes = config.isoform_ratio_weight > 0
         self.gene_N = np.unique(data.gene_ids, return_inverse=True)[1] if groups_genes else None
@@ -250,7 +251,7 @@ class _Fit:
             group["lr"] = self._learning_rate() * group["rate_share"]
         known_count = float(mask_BK.sum())
         shares = share_count(self.gene_N[rows], mask_BK) if self.gene_N is not None else 0
-        counts = len(share_of(rows, self.rank, self.world_size, self.gene_N)) > 0
+        counts = len(self.feed.share(rows, self.rank, self.world_size, self.gene_N)) > 0
         self.optimizer.zero_grad(set_to_none=True)
         error_sum = torch.zeros((), device=self.device)
         for part in range(parts):
@@ -279,7 +280,9 @@ class _Fit:
         """This worker's share of a batch, in parts; where there are fewer rows than workers, a row that will
         count nothing. With FSDP every worker must have as many parts as the others.
         """
-        shares = [share_of(rows, rank, self.world_size, self.gene_N) for rank in range(self.world_size)]
+        shares = [
+            self.feed.share(rows, rank, self.world_size, self.gene_N) for rank in range(self.world_size)
+        ]
         cut = [parts_of(share, self.config.micro_batch_size, self.gene_N) for share in shares]
         mine = [part if len(part) else rows[:1] for part in cut[self.rank]]
         return mine + [rows[:1]] * (max(len(parts) for parts in cut) - len(mine))
@@ -349,12 +352,13 @@ class _Fit:
 
 
 def _predicted(model: IsoFormer, feed: BatchFeed, rows: NDArray[np.int64], batch_size: int) -> Tensor:
-    by_length = np.argsort(feed.total_length_N[rows], kind="stable")
+    order = feed.scoring_order(rows, batch_size)
     predicted = torch.empty((len(rows), len(model.target_names)), device=feed.device)
     model.eval()
     with torch.no_grad():
-        for places in in_order(by_length, batch_size):
-            predicted[torch.from_numpy(places)] = model.predict(feed.batch(rows[places]).tokens)
+        batches = feed.batches([rows[places] for places in order])
+        for places, batch in zip(order, batches, strict=True):
+            predicted[torch.from_numpy(places)] = model.predict(batch.tokens)
     return predicted
 
 

@@ -12,7 +12,7 @@ from isoformer.baselines import target_statistics
 from isoformer.errors import InputError
 from isoformer.model import ModelConfig, Standardisation
 from isoformer.schema import Modality
-from isoformer.training.data import PinnedDataset, SequenceStates
+from isoformer.training.data import PinnedDataset, SequenceStates, StreamedStates
 
 
 def redrawn_validation(data: PinnedDataset, fraction: float, seed: int) -> PinnedDataset:
@@ -42,14 +42,13 @@ def train_statistics(
     }
 
 
-def _feature_statistics(states: SequenceStates, rows: NDArray[np.int64]) -> Standardisation:
+def _feature_statistics(states: SequenceStates | StreamedStates, rows: NDArray[np.int64]) -> Standardisation:
     """Over the positions of the distinct sequences that these rows have, one sequence after the other in
     float64.
     """
-    sequences = np.unique(states.sequence_of_N[rows])
     total, squares, count = np.zeros(states.width), np.zeros(states.width), 0
-    for s in sequences[sequences >= 0]:
-        values = states.flat_PD[states.offsets[s] : states.offsets[s + 1]].astype(np.float64)
+    for values_LD in states.distinct(rows):
+        values = values_LD.astype(np.float64)
         total, squares, count = (
             total + values.sum(axis=0),
             squares + (values**2).sum(axis=0),

@@ -66,7 +66,8 @@ def train(
     StorageError where the folder is taken (see `RunFolder.claim`); ClusterError where workers keep dying.
     """
     config = config.edited(model=with_located_weights(config.model, open_storage(root)))
-    data = data or load_dataset(root, config.keys, encoders=config.model.encoders)
+    data = data or load_dataset(root, config.keys, encoders=config.model.encoders, mode=config.data)
+    config = config.edited(data="streamed" if data.is_streamed else "pinned")
     data = data.subset(config.model.modalities)
     data.require_inputs(config.model.modalities, ("train", "validation"))
     settings = run_settings(config, data, run)
