@@ -25,7 +25,7 @@ from isoformer.config import FrozenConfig, build
 from isoformer.embeddings.made_with import MadeWith, find_choice
 from isoformer.encoders.registry import EncoderChoice
 from isoformer.encoders.weights_files import state_file, weights_folder
-from isoformer.encoders.weights_manifest import WeightsFile, check_contents, describe, folder_manifest
+from isoformer.encoders.weights_manifest import WeightsFile, describe, file_sha256, folder_manifest
 from isoformer.errors import EncoderError, FingerprintError, InputError, StorageError
 from isoformer.extraction import Policy
 from isoformer.model import load_model, save_model
@@ -202,10 +202,11 @@ def _check(folder: Path, name: str, file: WeightsFile) -> None:
     path = folder / name
     if not path.is_file():
         raise FingerprintError(f"{path}: {BUNDLE_FILE} lists it, but it is not there")
-    try:
-        check_contents(path, file)
-    except EncoderError as error:
-        raise FingerprintError(f"{error}; the bundle was changed or damaged: export it again") from None
+    if (found := file_sha256(path)) != file.sha256:
+        raise FingerprintError(
+            f"{path}: has sha256 {found}, but {BUNDLE_FILE} lists {file.sha256}: it was changed or damaged; "
+            "export it again"
+        )
 
 
 def _files(folder: Path) -> Iterator[Path]:

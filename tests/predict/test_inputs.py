@@ -1,0 +1,164 @@
+"""Every kind of input gives a row for every transcript, with the sequences that prepare would make of it."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from isoformer.errors import InputError
+from isoformer.predict.inputs import PredictInput
+from isoformer.predict.rows import PredictRow
+from isoformer.sequence_model import SequenceModel, TranscriptSequences
+from predict.trained import transcripts_of
+from prepare.tiny import (
+    PROTEIN,
+    RNA,
+    WINDOW_16,
+    gtf_lines,
+    transcript_id,
+    write_annotation,
+    write_genome,
+)
+
+
+def fasta(path: Path, records: Mapping[str, str]) -> str:
+    path.write_text("".join(f">{name}\n{letters[:7]}\n{letters[7:]}\n" for name, letters in records.items()))
+    return str(path)
+
+
+def read(model: SequenceModel, given: PredictInput) -> list[PredictRow]:
+    return list(given.rows(model.policy))
+
+
+def reasons(rows: list[PredictRow]) -> dict[str, str]:
+    return {row.transcript_id: row.reason for row in rows}
+
+
+def test_fasta_files_are_matched_by_id(model: SequenceModel, tmp_path: Path) -> None:
+    given = PredictInput(
+        fasta(tmp_path / "rna.fa", {"ENST1.1|ENSG1|x": "acguACGTACGT", "t2 some words": "ACGTACGTACGT"}),
+        protein=fasta(tmp_path / "p.fa", {"ENSP1|ENST1.1|ENSG1": "MKVLAMKVLA*", "only": "MKVLAW"}),
+        dna=fasta(tmp_path / "d.fasta", {"t2": "ACGT" * 5, "only": "CCGG" * 5, "window": "GATTACA" * 3}),
+    )
+    rows = read(model, given)
+    assert [row.sequences for row in rows] == [
+        TranscriptSequences("ENST1.1", None, "ACGTACGTACGT", "MKVLAMKVLA"),
+        TranscriptSequences("t2", "ACGT" * 5, "ACGTACGTACGT", None),
+        TranscriptSequences("only", "CCGG" * 5, None, "MKVLAW"),
+        TranscriptSequences("window", "GATTACA" * 3, None, None),
+    ]
+    assert reasons(rows) == dict.fromkeys(["ENST1.1", "t2", "only", "window"], "")
+    assert {row.status for row in rows} == {"ok", "no_protein"}
+
+
+def test_a_row_that_cannot_be_used_keeps_its_place(model: SequenceModel, tmp_path: Path) -> None:
+    path = tmp_path / "rna.fa"
+    path.write_text(">a\nACGT\n>bad\nACGTJ\n>empty\n\n>a\nACGT\n>\nACGT\n>n\nNNNNNNNN\n>z\nACGT\n")
+    rows = read(model, PredictInput(str(path)))
+    assert [(row.transcript_id, row.reason) for row in rows] == [
+        ("a", ""), ("bad", "rna_letters"), ("empty", "no_sequence"), ("a", "duplicate_transcript"),
+        ("", "without_id"), ("n", "rna_unknown"), ("z", ""),
+    ]  # fmt: skip
+    assert "letter at position 5 of a rna sequence is not one: got 'J'" in rows[1].notes
+    assert all((row.sequences is None) == bool(row.reason) for row in rows)
+
+
+def test_sequences_are_cropped_as_prepare_crops_them(model: SequenceModel, tmp_path: Path) -> None:
+    path = fasta(tmp_path / "rna.fa", {"long": "ACGTACGTGG"})
+    row = next(PredictInput(path).rows(replace(model.policy, rna_max_bases=4)))
+    assert row.sequences == TranscriptSequences("long", None, "GTGG", None)
+    assert (row.status, row.notes) == ("no_protein", "rna_cropped=6")
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "csv.gz", "parquet"])
+def test_tables(model: SequenceModel, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"table.{kind}"
+    columns = {
+        "other": ["1", "2", "3", "4"],
+        "rna": ["ACGT", "", "ACGT", "ACGT"],
+        "transcript_id": ["a", "b", "", "d"],
+        "protein": ["", "mk", "", "M1"],
+    }
+    if kind == "parquet":
+        values = {name: [cell or None for cell in cells] for name, cells in columns.items()}
+        pq.write_table(pa.table(values), path)
+    else:
+        delimiter = "\t" if kind == "tsv" else ","
+        lines = [delimiter.join(row) for row in zip(*columns.values(), strict=True)]
+        text = "\n".join([delimiter.join(columns), *lines]) + "\n"
+        path.write_bytes(gzip.compress(text.encode()) if kind.endswith("gz") else text.encode())
+    rows = read(model, PredictInput(str(path)))
+    assert [row.sequences for row in rows[:2]] == [
+        TranscriptSequences("a", rna="ACGT"),
+        TranscriptSequences("b", protein="MK"),
+    ]
+    assert [row.reason for row in rows] == ["", "", "without_id", "protein_letters"]
+    assert "row 3 of" in rows[2].notes
+
+
+def test_gene_models_are_cut_from_the_genome(model: SequenceModel, tmp_path: Path) -> None:
+    lines = gtf_lines(1, "chr1", "+") + gtf_lines(2, "chr2", "-") + gtf_lines(3, "chr9", "+")
+    given = PredictInput(str(write_annotation(tmp_path, lines)), reference=str(write_genome(tmp_path)))
+    policy = replace(model.policy, dna_window_bases=16)
+    rows = list(given.rows(policy))
+    assert [row.sequences for row in rows] == [
+        None,
+        TranscriptSequences(transcript_id(1), WINDOW_16, RNA, PROTEIN),
+        TranscriptSequences(transcript_id(2), WINDOW_16, RNA, PROTEIN),
+    ]
+    assert (rows[0].transcript_id, rows[0].reason) == (transcript_id(3), "chromosome_not_in_reference")
+    packed = tmp_path / "genome.fa.gz"
+    packed.write_bytes(gzip.compress((tmp_path / "genome.fa").read_bytes()))
+    assert list(replace(given, reference=str(packed)).rows(policy)) == rows
+
+
+def test_a_prepared_shard_needs_its_root(model: SequenceModel, root: Path, tmp_path: Path) -> None:
+    shard = root / "transcripts/shard-00000.parquet"
+    rows = read(model, PredictInput(str(shard)))
+    assert [row.sequences for row in rows] == transcripts_of(root)[:12]
+    alone = tmp_path / "shard.parquet"
+    alone.write_bytes(shard.read_bytes())
+    with pytest.raises(InputError, match="a transcripts shard outside of its root"):
+        read(model, PredictInput(str(alone)))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("x.fa", "ACGT\n", r"x\.fa, line 1: not FASTA: got b'A'"),
+        ("x.txt", "ACGT\n", r"not a kind of input: got '\.txt'; allowed: \.fa, \.fasta"),
+        ("x.csv", "id,rna\na,A\n", r"field 'transcript_id': column is missing"),
+        ("x.csv", "transcript_id,sequence\na,A\n", r"field 'rna': column is missing"),
+        (
+            "x.csv",
+            "transcript_id,rna\na,A,C\n",
+            r"line 2: line has another number of columns.*got 3; allowed: 2",
+        ),
+        ("x.parquet", "ACGT", r"x\.parquet: cannot be read as Parquet"),
+        ("x.gtf", "ACGT\n", r"field '--reference': gene models need the genome"),
+        ("x.fa.gz", "", "input file is empty|rna file is empty"),
+    ],
+)
+def test_a_file_that_is_something_else_is_named(
+    model: SequenceModel, tmp_path: Path, name: str, text: str, expected: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=expected):
+        read(model, PredictInput(str(tmp_path / name)))
+
+
+def test_options_that_do_not_go_together(model: SequenceModel, tmp_path: Path) -> None:
+    path = fasta(tmp_path / "p.fa", {"a": "MK"})
+    with pytest.raises(InputError, match="go with a FASTA of RNA only"):
+        read(model, PredictInput(str(tmp_path / "x.csv"), protein=path))
+    (tmp_path / "twice.fa").write_text(">a\nMK\n>a\nMK\n")
+    with pytest.raises(InputError, match=r"twice\.fa, a: is there twice"):
+        read(model, PredictInput(path, protein=str(tmp_path / "twice.fa")))
+    with pytest.raises(InputError, match="file does not exist"):
+        read(model, PredictInput(str(tmp_path / "none.fa")))
