@@ -18,6 +18,7 @@ from isoformer.ablation import AblationConfig
 from isoformer.config import FrozenConfig, build, load_yaml, with_overrides
 from isoformer.embeddings.config import EmbedConfig, encoder_passes
 from isoformer.errors import ConfigError
+from isoformer.explain.config import ExplainConfig
 from isoformer.planning import PrepareConfig
 from isoformer.ray_session import RayConfig
 from isoformer.schema import Modality
@@ -38,6 +39,7 @@ class Settings(FrozenConfig):
     train: TrainConfig = TrainConfig()
     sweep: SweepConfig = SweepConfig()
     evaluate: AblationConfig = AblationConfig()
+    explain: ExplainConfig = ExplainConfig()
     tracking: TrackingConfig = TrackingConfig()
     ray: RayConfig = RayConfig()
 
