@@ -1,7 +1,7 @@
 """Predict a large input into a folder of part files, in parallel and so that it can go on after a kill.
 
     <output>/part-00000.parquet …   so many rows of the input each, always the same ones
-    <output>/manifest.json          written last: parts, counts and the model
+    <output>/_manifest.json         written last: parts, counts, model; readers of Parquet folders skip it
 
 The driver reads the input and hands each part's rows to one of a fixed pool of workers, each of which holds
 the model and writes its part itself. A part's footer carries a digest over the model and the rows: a part
@@ -17,10 +17,12 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from isoformer.errors import ClusterError, FingerprintError, StorageError
 from isoformer.predict.results import PredictCounts, predicted_tables, read_metadata, result_schema
@@ -29,7 +31,9 @@ from isoformer.predict.run import model_metadata
 from isoformer.sequence_model import SequenceModel
 from isoformer.storage import Storage, open_storage
 
-MANIFEST_FILE: Final = "manifest.json"
+MANIFEST_FILE: Final = "_manifest.json"
+MOST_RESTARTS: Final = 3
+"""Of one worker, before the run is given up."""
 _AHEAD: Final = 2
 """Parts read ahead, a worker: it need not wait for the driver."""
 
@@ -113,12 +117,13 @@ def predict_parts(
 
 
 class PartWorker:
-    """Holds the model; predicts parts and writes them."""
+    """Holds the model; predicts parts and writes them. `shares_node`: its threads are the node's cores,
+    shared among the workers.
+    """
 
-    def __init__(self, settings: PartSettings) -> None:
-        import torch
-
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // settings.workers))
+    def __init__(self, settings: PartSettings, *, shares_node: bool = False) -> None:
+        if shares_node:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // settings.workers))
         self._settings, self._storage = settings, open_storage(settings.output)
         self._model = SequenceModel.open(
             settings.source, device=settings.device, tracking_uri=settings.tracking_uri
@@ -148,24 +153,29 @@ class PartWorker:
 
 def predict_here(parts: Iterable[Part], settings: PartSettings) -> Iterator[PredictCounts]:
     """One part after the other, in this process."""
-    worker = PartWorker(settings)
-    return (worker.predict(part) for part in parts)
+    worker = None
+    for part in parts:
+        worker = worker or PartWorker(settings)
+        yield worker.predict(part)
 
 
 def predict_on_ray(parts: Iterable[Part], settings: PartSettings) -> Iterator[PredictCounts]:
-    """By a fixed pool of actors. One that dies is started anew, and its part with it."""
+    """By a fixed pool of actors, started when there is a part to do. One that dies is started anew, and its
+    part with it.
+    """
     import ray
     from ray.exceptions import RayActorError
     from ray.util import ActorPool
 
-    remote: Any = ray.remote(
-        num_cpus=1, num_gpus=int(settings.device != "cpu"), max_restarts=3, max_task_retries=3
-    )(PartWorker)
-    actors = [remote.remote(settings) for _ in range(settings.workers)]
+    coming = iter(parts)
+    first = next(coming, None)
+    if first is None:
+        return
+    actors = _actors(settings)
     pool: Any = ActorPool(actors)
     waiting = 0
     try:
-        for part in parts:
+        for part in chain([first], coming):
             pool.submit(lambda actor, given: actor.predict.remote(given), part)
             waiting += 1
             if waiting >= settings.workers * _AHEAD:
@@ -180,6 +190,15 @@ def predict_on_ray(parts: Iterable[Part], settings: PartSettings) -> Iterator[Pr
     finally:
         for actor in actors:
             ray.kill(actor)
+
+
+def _actors(settings: PartSettings) -> list[Any]:
+    import ray
+
+    options = {"num_cpus": 1, "num_gpus": int(settings.device != "cpu")}
+    remote: Any = ray.remote(PartWorker)
+    worker = remote.options(**options, max_restarts=MOST_RESTARTS, max_task_retries=MOST_RESTARTS)
+    return [worker.remote(settings, shares_node=True) for _ in range(settings.workers)]
 
 
 def _last_line(text: str) -> str:

@@ -53,14 +53,14 @@ class PredictCounts:
         return cls(
             rows=len(reasons),
             predicted=reasons.count(None),
-            not_predicted=dict(Counter(reason for reason in reasons if reason is not None)),
-            status=dict(Counter(table["status"].to_pylist())),
-            modalities=dict(Counter(text for text in table["modalities"].to_pylist() if text)),
+            not_predicted=_counts(reason for reason in reasons if reason is not None),
+            status=_counts(table["status"].to_pylist()),
+            modalities=_counts(text for text in table["modalities"].to_pylist() if text),
         )
 
     def __add__(self, other: PredictCounts) -> PredictCounts:
         added: dict[str, Any] = {
-            name: dict(Counter(getattr(self, name)) + Counter(getattr(other, name)))
+            name: dict(sorted((Counter(getattr(self, name)) + Counter(getattr(other, name))).items()))
             for name in ("not_predicted", "status", "modalities")
         }
         return replace(self, rows=self.rows + other.rows, predicted=self.predicted + other.predicted, **added)
@@ -69,6 +69,10 @@ class PredictCounts:
         """IsoformerError where rows were lost without a reason: a fault that must never be published."""
         if self.rows != self.predicted + sum(self.not_predicted.values()):
             raise IsoformerError(f"counts do not reconcile: {asdict(self)}; nothing was published")
+
+
+def _counts(names: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(names).items()))
 
 
 def result_schema(target_names: Sequence[str], metadata: Mapping[str, Any] | None = None) -> pa.Schema:
