@@ -82,6 +82,16 @@ def store(as_json: bool, **options: Any) -> None:
 
 
 @benchmark.command()
+@click.option("--encoder", default="esm2-35m", show_default=True, help="A published ESM-2 size.")
+@_shared(3)
+def train(as_json: bool, **options: Any) -> None:
+    """The streaming loop against tensors in memory; cached embeddings against the encoder in the loop."""
+    from isoformer.benchmark.train import benchmark_train
+
+    _run(Output(as_json), benchmark_train, options)
+
+
+@benchmark.command()
 @click.option("--config", type=click.Path(dir_okay=False), help="YAML file with a section a verb.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, e.g. embed.actors=2.")
 @click.option("--again", is_flag=True, help="Measure also what the root's profile knows.")
