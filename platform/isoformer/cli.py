@@ -20,6 +20,7 @@ from isoformer import __version__
 from isoformer.benchmark.commands import benchmark
 from isoformer.console import Output
 from isoformer.errors import IsoformerError
+from isoformer.explain.commands import explain
 
 if TYPE_CHECKING:
     from isoformer.paper.rows import TableName
@@ -315,6 +316,7 @@ def export(settings: Settings, out: Output, folder: Path | None, run: str | None
 
 
 commands.add_command(benchmark)
+commands.add_command(explain)
 
 
 def _seeds(text: str) -> list[int]:

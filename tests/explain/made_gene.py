@@ -1,6 +1,6 @@
 """A made gene on a made chromosome, and what a change makes of it, by naive means.
 
-Every base carries a label: which exon it lies in, whether it is coding, whether it is the first of the CDS, and
+Every base carries a label: its exon, whether it is coding or the first of the CDS, and
 whether it is one of the two intron bases beside an exon. A change is made on the list of labelled bases, and
 everything is read off that list: no coordinate is ever moved.
 """

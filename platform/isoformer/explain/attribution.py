@@ -2,8 +2,9 @@
 
 From the token embeddings of DNA, RNA and protein, all at once along the straight line from a baseline,
 through the encoders, their reduction, the fusion and the head, to log1p TPM of a tissue or of the mean over
-tissues. By captum, with Gauss-Legendre points. Embeddings made before the model are rounded to float16; a gradient
-cannot pass that, so the rounding is left out here, and the difference it makes to the prediction is told.
+tissues. By captum, with Gauss-Legendre points. Embeddings made before the model are rounded to float16; a
+gradient cannot pass that, so the rounding is left out here, and the difference it makes to the prediction is
+told.
 
 A modality whose encoder has no gradient (composition, convolutional ones that are only read) keeps its states
 and gets no attribution: `not_attributed` says which, and why.

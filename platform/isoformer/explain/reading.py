@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoformer.embeddings.shard_sequences import encoder_window
-from isoformer.encoders.borzoi import _EDGE_BINS as EDGE_BINS
 from isoformer.encoders.borzoi import BASES_PER_BIN
 from isoformer.encoders.spec import EncoderSpec
 from isoformer.errors import EncoderError
@@ -42,7 +41,8 @@ def position_spans(
 ) -> NDArray[np.int64] | None:
     """Letters of each position that the fusion reads (P, 2); DNA from the TSS. None where not known.
 
-    By tokens where they can be placed, and by what Enformer and Borzoi return; else one position is the whole.
+    By tokens where they can be placed, and by what Enformer and Borzoi return; else one position is the
+    whole.
     """
     part = part_read(model, sequences, modality)
     if part is None:
@@ -62,10 +62,8 @@ def _network_spans(spec: EncoderSpec, letters: int) -> NDArray[np.int64]:
     sizes = spec.identity.get("architecture", {})
     if "target_length" in sizes:
         bases, count = 2 ** sizes["num_downsamples"], sizes["target_length"]
-    elif "bins_to_return" in sizes:
-        bases = BASES_PER_BIN
-        whole = letters // bases - EDGE_BINS
-        count = sizes["bins_to_return"] if sizes["return_center_bins_only"] else whole
+    elif sizes.get("return_center_bins_only"):
+        bases, count = BASES_PER_BIN, sizes["bins_to_return"]
     else:
         return even_spans(letters, 1)
     return even_spans(bases * count, count) + (letters - bases * count) // 2
