@@ -47,7 +47,8 @@ def paper_table(name: TableName, settings: Settings, *, progress: Progress | Non
     rows, options = table_rows(name, settings), settings.evaluate
     storage, datasets = open_storage(settings.root), Datasets(settings.root)
     run_missing(rows, options, datasets, storage, progress)
-    scored = [*_baseline_rows(rows[0], options, datasets, with_probe=name == "modalities")]
+    fullest = max(rows, key=lambda row: len(row.config.model.modalities))
+    scored = [*_baseline_rows(fullest, options, datasets, with_probe=name == "modalities")]
     for row in rows:
         data = datasets.of(row.config)
 
