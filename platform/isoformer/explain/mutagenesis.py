@@ -42,6 +42,14 @@ class Scope:
 
 
 @dataclass(frozen=True)
+class Mutations:
+    """`unknown_bases`: positions in scope that are N, and so are not changed."""
+
+    table: pl.DataFrame
+    unknown_bases: int
+
+
+@dataclass(frozen=True)
 class Change:
     """One base at one position of the RNA or the window, from its first letter."""
 
@@ -58,7 +66,7 @@ def mutagenesis(
     batch_size: int,
     max_predictions: int,
     progress: Progress | None = None,
-) -> pl.DataFrame:
+) -> Mutations:
     """A row a position and base: what changes, and by how much the prediction moves.
 
     Columns: modality, position (RNA: 0-based; DNA: bases from the TSS), region, reference, alternative,
@@ -76,7 +84,8 @@ def mutagenesis(
     alternatives = [_alternative(sequences, letters, change, scope.modality) for change in changes]
     reference = Reference(model, sequences)
     deltas_NK = reference.deltas(alternatives, batch_size=batch_size, progress=progress)
-    return _table(model, row, letters, changes, scope, deltas_NK)
+    unknown = sum(letters[position] not in BASES for position in positions)
+    return Mutations(_table(model, row, letters, changes, scope, deltas_NK), unknown)
 
 
 def _letters(model: SequenceModel, sequences: TranscriptSequences, scope: Scope) -> str:

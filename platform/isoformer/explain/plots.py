@@ -100,22 +100,23 @@ def draw_mutagenesis(table: pl.DataFrame, path: Path, title: str, regions: RnaRe
     cells = np.full((len(BASES), len(positions)), np.nan)
     for position, base, delta in table.select("position", "alternative", "delta_mean").iter_rows():
         cells[BASES.index(base), place[position]] = np.nan if delta is None else delta
-    largest = np.nanmax(np.abs(np.nan_to_num(cells)), axis=0) if len(positions) else np.zeros(0)
-    most = float(largest.max(initial=0)) or 1.0
+    known = np.nan_to_num(cells)
+    largest = known[np.abs(known).argmax(axis=0), np.arange(len(positions))]
+    most = float(np.abs(largest).max(initial=0)) or 1.0
     shown, edges = strongest(cells), (positions[0], positions[-1] + 1)
     is_rna = bool(len(table)) and table["modality"][0] == "rna"
     with drawing(path, 9.5, 3.6) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[1.2, 1])
         upper.vlines(positions + 0.5, 0, largest, color="#444444", linewidth=_line_points(len(positions)))
-        upper.set_ylabel("largest |Δ|")
-        upper.set_ylim(0, most * 1.08)
-        upper.set_title(title, loc="left")
+        upper.axhline(0, color="#9a9a9a", linewidth=0.6)
+        upper.set_ylabel("largest Δ")
+        upper.set_title(title, loc="left", pad=18 if is_rna and regions is not None else None)
         extent = (*edges, len(BASES) - 0.5, -0.5)
         image = lower.imshow(
             shown, aspect="auto", cmap=SIGNED, vmin=-most, vmax=most, extent=extent, interpolation="nearest"
         )
         lower.set_yticks(range(len(BASES)), list(BASES))
-        lower.set_facecolor("#eeeeee")
+        lower.set_facecolor("#d4d4d4")
         lower.set_xlabel("RNA position (bases)" if is_rna else "bases from the TSS")
         figure.colorbar(image, ax=[upper, lower], label="Δ log1p TPM, mean over tissues", shrink=0.9)
         if is_rna and regions is not None:
@@ -151,7 +152,7 @@ def region_blocks(
 ) -> None:
     """5' UTR, CDS and 3' UTR as blocks along the position axis: over the axes, or in the middle of them."""
     first, past = within or (0, regions.cds_end + regions.three_utr)
-    y, height = (1.02, 0.09) if above else (0.3, 0.4)
+    y, height = (1.02, 0.08) if above else (0.0, 1.0)
     for name, start, end in regions.bounds():
         start, end = max(start, first), min(end, past)
         if end > start:
@@ -161,7 +162,7 @@ def region_blocks(
             bar.set_label(TITLES[name])
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(
-        handles, labels, loc="lower right", bbox_to_anchor=(1.0, 1.12 if above else 1.0), ncols=3,
+        handles, labels, loc="lower right", bbox_to_anchor=(1.0, 1.13 if above else 1.0), ncols=3,
         frameon=False, fontsize=8, handlelength=1.2, borderaxespad=0,
     )  # fmt: skip
 

@@ -120,10 +120,11 @@ def run_mutagenesis(
     model = open_model(settings, run=asked.run, source=asked.source)
     row = find_row(open_storage(settings.root), transcript_id)
     with out.progress("mutagenesis") as advance:
-        table = mutagenesis(
+        made = mutagenesis(
             model, row, scope, batch_size=options.batch_size, max_predictions=options.max_predictions,
             progress=advance,
         )  # fmt: skip
+    table = made.table
     if table.is_empty():
         raise InputError("no base to change there", record=row.transcript_id)
     name = f"mutagenesis_{scope.modality}"
@@ -133,6 +134,7 @@ def run_mutagenesis(
     largest = table.sort(pl.col("delta_mean").abs(), descending=True, nulls_last=True).row(0, named=True)
     summary = {
         "transcript": row.transcript_id, "of": asked.name(settings), "changes": len(table),
+        "unknown_bases": made.unknown_bases,
         "consequences": _counts(table, "consequence"), "reasons": _counts(table, "reason"),
         "largest": {n: largest[n] for n in ("position", "reference", "alternative", "delta_mean")},
     }  # fmt: skip

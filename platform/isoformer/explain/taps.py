@@ -146,11 +146,11 @@ class _Given(nn.Module):
 
     def __init__(self, given_TD: Tensor) -> None:
         super().__init__()
-        self.given_TD = given_TD
+        self.weight = given_TD  # its device is the encoder's
 
     def forward(self, token_ids_T: Tensor) -> Tensor:
-        assert len(token_ids_T) == len(self.given_TD)
-        return self.given_TD
+        assert len(token_ids_T) == len(self.weight)
+        return self.weight
 
 
 @contextmanager

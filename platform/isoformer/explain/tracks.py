@@ -21,8 +21,9 @@ def draw_transcript(
 ) -> Path:
     """A track a modality: the attribution of each token as a bar over its letters, all at one scale."""
     present = [m for m in MODALITIES if m in set(table["modality"])]
-    most = float(table[output].abs().max() or 1e-9) * 1.1  # type: ignore[arg-type]
-    ratios = [part for m in present for part in ((3.0,) if m == "dna" else (3.0, 0.45))]
+    low, high = min(0.0, float(table[output].min())), max(1e-9, float(table[output].max()))  # type: ignore[arg-type]
+    margin = 0.08 * (high - low)
+    ratios = [part for m in present for part in ((3.0,) if m == "dna" else (3.0, 0.32))]
     with drawing(path, 10.0, 0.7 + 1.95 * len(present)) as figure:
         figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
         panels = iter(figure.subplots(len(ratios), 1, height_ratios=ratios, squeeze=False).ravel())
@@ -30,7 +31,7 @@ def draw_transcript(
             rows = table.filter(pl.col("modality") == modality)
             track = next(panels)
             _bars(track, rows, output)
-            track.set_ylim(-most, most)
+            track.set_ylim(low - margin, high + margin)
             share = float(rows[output].sum())
             track.set_title(f"{TITLES[modality]}   Σ = {share:+.3f}", loc="left")
             track.set_ylabel("attribution")
@@ -38,7 +39,7 @@ def draw_transcript(
             _bounds(track, strip, rows)
             if modality == "dna":
                 track.axvline(0, color="black", linewidth=0.8, linestyle=(0, (3, 2)))
-                track.annotate("TSS", (0, most * 0.86), (4, 0), textcoords="offset points", fontsize=8)
+                track.annotate("TSS", (0, high), (4, 0), textcoords="offset points", fontsize=8)
             else:
                 _strip(strip, rows, regions if modality == "rna" else None)
             strip.set_xlabel(_AXIS[modality])
@@ -89,10 +90,10 @@ def _bounds(track: Any, strip: Any, rows: pl.DataFrame) -> None:
 def _strip(axes: Any, rows: pl.DataFrame, regions: RnaRegions | None) -> None:
     """Blocks of the regions; of a protein, or an RNA without them, one plain bar."""
     axes.set_yticks([])
-    axes.spines["left"].set_visible(False)
+    axes.spines[["left", "bottom"]].set_visible(False)
     axes.set_ylim(0, 1)
     if regions is None:
-        axes.axvspan(*axes.get_xlim(), ymin=0.3, ymax=0.7, color=_WHOLE, linewidth=0)
+        axes.axvspan(*axes.get_xlim(), ymin=0, ymax=1, color=_WHOLE, linewidth=0)
         return
     bounds = axes.get_xlim()
     region_blocks(axes, regions, within=(int(bounds[0]), int(bounds[1])))
@@ -100,5 +101,5 @@ def _strip(axes: Any, rows: pl.DataFrame, regions: RnaRegions | None) -> None:
     for name, start, end in regions.bounds():
         left, right = max(start, bounds[0]), min(end, bounds[1])
         if right - left > 0.07 * (bounds[1] - bounds[0]):
-            style = {"ha": "center", "va": "center", "fontsize": 8, "color": "white"}
+            style = {"ha": "center", "va": "center_baseline", "fontsize": 8.5, "color": "white"}
             axes.text((left + right) / 2, 0.5, TITLES[name], **style)
