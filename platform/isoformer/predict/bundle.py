@@ -153,10 +153,11 @@ def _downloaded(source: str, tracking_uri: str | None) -> Path:
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
+    from isoformer.predict.mlflow_place import mlflow_at
+
     try:
-        return Path(
-            download_artifacts(artifact_uri=source, tracking_uri=tracking_uri, registry_uri=tracking_uri)
-        )
+        with mlflow_at(tracking_uri):
+            return Path(download_artifacts(artifact_uri=source))
     except (MlflowException, OSError) as error:
         raise StorageError(f"{source}: cannot be had from MLflow: {str(error).splitlines()[0]}") from None
 

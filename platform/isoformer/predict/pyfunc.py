@@ -11,25 +11,31 @@ be read is told so, and never gets a number for something else.
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import mlflow
-import mlflow.pyfunc
 import numpy as np
 import pandas as pd
-from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.pyfunc.model import PythonModel
-from mlflow.types import ColSpec, DataType, Schema
 
 from isoformer import __version__
 from isoformer.errors import InputError, StorageError
 from isoformer.predict.bundle import TARGET_UNIT, load_bundle, save_bundle
+from isoformer.predict.mlflow_place import mlflow_at
 from isoformer.predict.rows import given_row
 from isoformer.schema import MODALITIES, Modality
-from isoformer.tracking.sink import MlflowSink
+from isoformer.tracking.sink import MlflowSink, quiet_environment
+
+quiet_environment()  # before MLflow is there to look
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # MLflow warns of its own type hints while it is imported
+    import mlflow
+    import mlflow.pyfunc
+    from mlflow.exceptions import MlflowException
+    from mlflow.models import ModelSignature
+    from mlflow.pyfunc.model import PythonModel
+    from mlflow.types import ColSpec, DataType, Schema
 
 if TYPE_CHECKING:
     from isoformer.sequence_model import SequenceModel, TranscriptSequences
@@ -98,19 +104,14 @@ def log_model(
     Returns its address: `models:/<name>/<version>` or `models:/<id>`.
     """
     MlflowSink(tracking).warm()  # makes a fresh store's tables and the experiment
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(tracking.resolved_uri)
-    try:
+    with mlflow_at(tracking.resolved_uri), tempfile.TemporaryDirectory(prefix="isoformer-export-") as work:
+        bundle = save_bundle(model, Path(work, "bundle"), with_weights=with_weights)
         mlflow.set_experiment(tracking.experiment)
-        with tempfile.TemporaryDirectory(prefix="isoformer-export-") as work:
-            bundle = save_bundle(model, Path(work, "bundle"), with_weights=with_weights)
-            with mlflow.start_run(run_name=f"export {model.origin.run}"):
-                mlflow.set_tag("run_fingerprint", model.origin.fingerprint)
-                logged = mlflow.pyfunc.log_model(
-                    name="model", registered_model_name=registered_name, **_described(model, bundle)
-                )
-    finally:
-        mlflow.set_tracking_uri(before)
+        with mlflow.start_run(run_name=f"export {model.origin.run}"):
+            mlflow.set_tag("run_fingerprint", model.origin.fingerprint)
+            logged = mlflow.pyfunc.log_model(
+                name="model", registered_model_name=registered_name, **_described(model, bundle)
+            )
     if registered_name is not None:
         return f"models:/{registered_name}/{logged.registered_model_version}"
     return str(logged.model_uri)

@@ -78,7 +78,7 @@ class MlflowSink:
     def _connect(self) -> None:
         if self._client is not None:
             return
-        _quiet_environment()
+        quiet_environment()
         from mlflow.tracking import MlflowClient
 
         for name in ("mlflow.store.db.utils", "alembic", "mlflow.tracking"):
@@ -168,12 +168,13 @@ def _experiment(client: MlflowClient, config: TrackingConfig) -> str:
         return raced.experiment_id
 
 
-def _quiet_environment() -> None:
+def quiet_environment() -> None:
     """No telemetry, and a dead server is noticed in seconds; what the user has set is kept."""
     defaults: dict[str, Any] = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "GIT_PYTHON_REFRESH": "quiet",
     }
     for name, value in defaults.items():
