@@ -13,13 +13,11 @@ Shapes: N transcripts, K tissues, S distinct sequences, P positions of all of th
 from __future__ import annotations
 
 import hashlib
-import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import torch
@@ -31,28 +29,28 @@ from isoformer.embeddings.config import CPU_BUDGET_TOKENS, GPU_BUDGET_TOKENS
 from isoformer.embeddings.encode import Output, encode_sequences
 from isoformer.embeddings.key import NUMPY_DTYPES
 from isoformer.embeddings.made_with import MadeWith, find_choice
-from isoformer.embeddings.shard_sequences import NO_VALID_LETTER, TokenizedShard, encoder_window
 from isoformer.embeddings.store import EmbeddingDataset
 from isoformer.embeddings.token_budget import TokenBudget
 from isoformer.encoders.registry import EncoderChoice, load_encoder, load_tokenizer
 from isoformer.encoders.spec import Encoder, EncoderSpec, Tokenizer
-from isoformer.errors import EncoderError, InputError
+from isoformer.errors import InputError
 from isoformer.extraction import Policy
 from isoformer.manifest import Manifest, read_manifest
 from isoformer.model import IsoFormer, ModalityInput
 from isoformer.planning import PrepareConfig
 from isoformer.schema import Modality
-from isoformer.sequences import sequence_digest
 from isoformer.storage import open_storage
+from isoformer.tokenised_batch import (
+    TokenisedBatch,
+    end_to_end,
+    inside_tokenizer,
+    offsets_of,
+    tokenised_batch,
+)
 from isoformer.training.batches import distinct_sequences, padded
 from isoformer.training.data import SequenceStates, SequenceTokens
 from isoformer.training.runs import RunFolder
 
-if TYPE_CHECKING:
-    from isoformer.model_config import EncoderInside
-
-WINDOW_TOO_SMALL: Final = "window_too_small"
-"""The DNA given is shorter than what the encoder reads around the TSS."""
 RUNS: Final = "/runs/"
 
 
@@ -214,7 +212,7 @@ class SequenceModel:
         unusable: list[dict[Modality, str]] = [{} for _ in batch]
         for modality in self.modalities:
             sequences = [transcript.of(modality) for transcript in batch]
-            tokenised = self._tokenised(modality, sequences)
+            tokenised = tokenised_batch(sequences, self.spec_of(modality), self.tokenizer_of(modality))
             if modality in self.encoders:
                 inputs[modality] = self._states(self.encoders[modality], tokenised)
             else:
@@ -258,29 +256,9 @@ class SequenceModel:
     @cached_property
     def _inside_tokenizers(self) -> dict[Modality, Tokenizer]:
         config = self.model.config.encoders
-        return {m: _inside_tokenizer(config[m], self.model.encoder_inside(m).config_json) for m in config}
+        return {m: inside_tokenizer(config[m], self.model.encoder_inside(m).config_json) for m in config}
 
-    def _tokenised(self, modality: Modality, sequences: Sequence[str | None]) -> _Tokenised:
-        """Each distinct sequence once; one that cannot be tokenised is quarantined with its reason."""
-        spec, tokenizer = self.spec_of(modality), self.tokenizer_of(modality)
-        digest_N = [sequence_digest(sequence) if sequence else None for sequence in sequences]
-        distinct = {d: s for d, s in zip(digest_N, sequences, strict=True) if d is not None and s}
-        pieces: dict[str, NDArray[np.int32]] = {}
-        quarantined: dict[str, str] = {}
-        for digest, sequence in sorted(distinct.items()):
-            try:
-                if modality == "dna":
-                    sequence = encoder_window(sequence, spec, "the transcript")
-            except EncoderError:
-                quarantined[digest] = WINDOW_TOO_SMALL
-                continue
-            try:
-                pieces[digest] = tokenizer(sequence).token_ids
-            except EncoderError:
-                quarantined[digest] = NO_VALID_LETTER
-        return _Tokenised(digest_N, _end_to_end(pieces, quarantined))
-
-    def _states(self, encoder: ModalityEncoder, tokenised: _Tokenised) -> ModalityInput:
+    def _states(self, encoder: ModalityEncoder, tokenised: TokenisedBatch) -> ModalityInput:
         """Encoded, reduced and rounded as the embedding dataset; refused sequences join the quarantined."""
         output = Output(encoder.made.key, encoder.spec.hidden_states, encoder.resolution)
         budget = TokenBudget(CPU_BUDGET_TOKENS if self.device == "cpu" else GPU_BUDGET_TOKENS)
@@ -294,33 +272,20 @@ class SequenceModel:
                     shard.quarantined[one.digest] = one.reason
         empty = np.empty((0, encoder.spec.width), NUMPY_DTYPES[encoder.dtype])
         flat_PD = np.concatenate([empty, *rows.values()])
-        states = SequenceStates(flat_PD, _offsets(list(rows.values())), tokenised.places(list(rows)))
+        states = SequenceStates(flat_PD, offsets_of(list(rows.values())), tokenised.places(list(rows)))
         return padded(states, np.arange(len(tokenised.digest_N))).to(torch.device(self.device))
 
-    def _token_ids(self, modality: Modality, tokenised: _Tokenised) -> ModalityInput:
+    def _token_ids(self, modality: Modality, tokenised: TokenisedBatch) -> ModalityInput:
         """For an encoder inside the model. Where no transcript has the modality, a sequence that none uses
         is read all the same.
         """
         spec, shard = self.spec_of(modality), tokenised.shard
         if not shard.digests:
             letters = "A" * sum(spec.window_bases or (1,))
-            shard = _end_to_end({"": self.tokenizer_of(modality)(letters).token_ids}, {})
+            shard = end_to_end({"": self.tokenizer_of(modality)(letters).token_ids}, {})
         places = tokenised.places(shard.digests)
         tokens = SequenceTokens(shard.token_ids, shard.offsets, places, spec.width)
         return distinct_sequences(tokens, np.arange(len(places))).to(torch.device(self.device))
-
-
-@dataclass(frozen=True)
-class _Tokenised:
-    """The digest of each transcript's sequence, None where it has none; the distinct ones as tokens."""
-
-    digest_N: list[str | None]
-    shard: TokenizedShard
-
-    def places(self, digests: Sequence[str]) -> NDArray[np.int64]:
-        """Of each transcript, the place of its sequence among `digests`, -1 where it is not there."""
-        place = {digest: index for index, digest in enumerate(digests)}
-        return np.array([place.get(digest or "none", -1) for digest in self.digest_N], np.int64)
 
 
 def policy_of(manifest: Manifest) -> Policy:
@@ -344,21 +309,3 @@ def model_address(source: str | None, root: str, run: str) -> str:
     folder.settings()
     folder.summary()
     return folder.uri
-
-
-def _end_to_end(pieces: dict[str, NDArray[np.int32]], quarantined: dict[str, str]) -> TokenizedShard:
-    token_ids = np.concatenate([np.empty(0, np.int32), *pieces.values()])
-    return TokenizedShard(list(pieces), token_ids, _offsets(list(pieces.values())), quarantined)
-
-
-def _offsets(pieces: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64)
-
-
-def _inside_tokenizer(settings: EncoderInside, config_json: object) -> Tokenizer:
-    """Of an encoder inside the model, whose folder of weights need not be there any more."""
-    with tempfile.TemporaryDirectory(prefix="isoformer-config-") as folder:
-        if config_json is not None:
-            Path(folder, "config.json").write_text(json.dumps(config_json), encoding="utf-8")
-        weights = folder if config_json is not None else None
-        return load_tokenizer(settings.encoder.edited(random_seed=0, weights=weights))

@@ -20,6 +20,7 @@ from isoformer.errors import EncoderError, FingerprintError, InputError, Storage
 from isoformer.fusion import Tokens
 from isoformer.manifest import read_manifest
 from isoformer.model import EncoderInside
+from isoformer.predict.bundle import save_bundle
 from isoformer.sequence_model import SequenceModel, TranscriptSequences, policy_of
 from isoformer.storage import open_storage
 from isoformer.training.batches import BatchFeed
@@ -118,6 +119,8 @@ def test_an_encoder_inside_the_model_reads_tokens(root: Path, tmp_path: Path) ->
     assert set(model.encoders) == {"dna", "rna"}
     predicted = model.predict(transcripts, batch_size=5)
     np.testing.assert_allclose(predicted, expected, atol=TOLERANCE, rtol=0)
+    again = SequenceModel.open(str(save_bundle(model, tmp_path / "bundle")))
+    np.testing.assert_array_equal(again.predict(transcripts, batch_size=5), predicted)
     without = [replace(transcript, protein=None) for transcript in transcripts]
     assert np.isfinite(model.predict(without)).all()
 
