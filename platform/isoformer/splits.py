@@ -35,7 +35,11 @@ COLUMN_VALUES: Final[Mapping[str, Split]] = {
 class SplitConfig(FrozenConfig):
     """How genes are split. `column` needs a table that has one; `chromosome` sends the rest to train."""
 
-    method: Literal["hash", "chromosome", "column"] = "hash"
+    method: Literal["hash", "chromosome", "column", "homology"] = Field(
+        default="hash", description="homology: genes with nearly the same protein or RNA stay together"
+    )
+    protein_identity: float = Field(default=0.8, ge=0.5, le=1, description="homology: from here on")
+    rna_identity: float = Field(default=0.9, ge=0.8, le=1, description="homology: from here on")
     validation: float = Field(default=0.1, ge=0, lt=1)
     test: float = Field(default=0.1, ge=0, lt=1)
     seed: int = 0
@@ -59,7 +63,7 @@ def split_genes(chromosomes_by_gene: Mapping[str, Iterable[str]], config: SplitC
     """The split of every gene id, by hash or by chromosome. A gene on several chromosomes goes where the
     first says.
     """
-    if config.method == "hash":
+    if config.method in ("hash", "homology"):  # homology moves genes to their cluster's split later
         return {gene: hash_split(gene, config) for gene in chromosomes_by_gene}
     return {gene: _chromosome_split(names, config) for gene, names in chromosomes_by_gene.items()}
 

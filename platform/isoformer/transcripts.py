@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from isoformer import errors
 from isoformer.errors import InputError, IsoformerError
 from isoformer.extraction import Policy, ShardSettings, extract_and_write_shard
+from isoformer.homology_split import with_homology_splits
 from isoformer.manifest import (
     MANIFEST_KEY,
     QUARANTINE_KEY,
@@ -78,7 +79,11 @@ def prepare(
         return found
     with tempfile.TemporaryDirectory(prefix="isoformer-prepare-") as work:
         built = build_reference(config.reference, Path(work)) if config.reference else None
-        plan = plan_rows(config, Reference.open(built[0], config.chromosome_aliases) if built else None)
+        reference = Reference.open(built[0], config.chromosome_aliases) if built else None
+        plan = plan_rows(config, reference)
+        if config.split.method == "homology":
+            say("comparing proteins and RNAs, for a split by homology cluster")
+            plan = with_homology_splits(plan, reference, _policy(config), config.split)
         if built:
             _put_reference(storage, *built)
     reference_digest = built[1] if built else None
@@ -147,15 +152,18 @@ def _put_reference(storage: Storage, path: Path, digest: str) -> None:
 def _settings(
     config: PrepareConfig, plan: Plan, storage: Storage, reference_digest: str | None
 ) -> ShardSettings:
-    policy = Policy(**{field.name: getattr(config, field.name) for field in fields(Policy)})
     return ShardSettings(
         root=storage.uri,
         target_count=len(plan.target_names),
-        policy=policy,
+        policy=_policy(config),
         reference_digest=reference_digest,
         chromosome_aliases=config.chromosome_aliases,
         cache_dir=config.cache_dir,
     )
+
+
+def _policy(config: PrepareConfig) -> Policy:
+    return Policy(**{field.name: getattr(config, field.name) for field in fields(Policy)})
 
 
 def _ipc_bytes(table: pa.Table) -> bytes:

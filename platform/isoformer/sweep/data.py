@@ -72,6 +72,7 @@ def without_test(data: PinnedDataset) -> PinnedDataset:
         targets=data.targets[kept],
         target_mask=data.target_mask[kept],
         features=data.features[kept],
+        rna_sketches=None if data.rna_sketches is None else data.rna_sketches[kept],
         states={
             modality: replace(states, sequence_of_N=states.sequence_of_N[kept])
             for modality, states in data.states.items()

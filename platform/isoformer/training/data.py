@@ -165,6 +165,8 @@ class PinnedDataset:
     target_unit: str = "log1p_tpm"
     quarantined: dict[Modality, dict[str, int]] = field(default_factory=dict)
     tokens: dict[Modality, SequenceTokens] = field(default_factory=dict)
+    rna_sketches: NDArray[np.uint32] | None = None
+    """(N, S) MinHash of each transcript's RNA, as `homology.sketch` makes it; null where nobody made them."""
 
     def __len__(self) -> int:
         return len(self.transcript_ids)

@@ -17,6 +17,7 @@ from isoformer.baselines import tabular_features
 from isoformer.embeddings.key import NUMPY_DTYPES
 from isoformer.embeddings.store import EmbeddingDataset, read_footer
 from isoformer.errors import FingerprintError, InputError
+from isoformer.homology import sketch
 from isoformer.schema import digest_column, shard_name
 from isoformer.training.data import SequenceStates, StreamedStates
 
@@ -42,7 +43,16 @@ class JoinedColumns:
             raise InputError(
                 "targets are not finite", record=str(text["transcript_ids"][bad[0]]), field="targets"
             )
-        self.parts.append({**text, "targets": targets, "target_mask": target_mask, "features": features})
+        sketches = np.stack([sketch(rna or "", "rna") for rna in table["rna"].to_pylist()])
+        self.parts.append(
+            {
+                **text,
+                "targets": targets,
+                "target_mask": target_mask,
+                "features": features,
+                "rna_sketches": sketches,
+            }
+        )
 
     def whole(self) -> dict[str, Any]:
         """All columns by field name. InputError where there is not one row."""
