@@ -112,17 +112,21 @@ class Gene:
         return [found[value] for value in sorted(found, key=lambda v: found[v])]
 
 
-def made_gene(seed: int, strand: str) -> Gene:
+def made_gene(seed: int, strand: str, *, flank: int = 30, codons_of_cds: int = 12) -> Gene:
     """Three exons; the CDS reaches over all of them."""
     rng = random.Random(seed)
     codons = [a + b + c for a in "ACGT" for b in "ACGT" for c in "ACGT"]
     sense = [codon for codon in codons if codon not in ("TAA", "TAG", "TGA")]
     five, three = _letters(rng, 3, 20), _letters(rng, 12, 40)
-    cds = "ATG" + "".join(rng.choices(sense, k=rng.randrange(12, 30))) + rng.choice(["TAA", "TAG", "TGA"])
+    cds = (
+        "ATG"
+        + "".join(rng.choices(sense, k=rng.randrange(codons_of_cds, codons_of_cds + 18)))
+        + rng.choice(["TAA", "TAG", "TGA"])
+    )
     rna = five + cds + three
     cuts = sorted(rng.sample(range(len(five) + 4, len(five) + len(cds) - 3), 2))
     pieces = [rna[: cuts[0]], rna[cuts[0] : cuts[1]], rna[cuts[1] :]]
-    bases = _plain(rng, 30, 60)
+    bases = _plain(rng, flank, 2 * flank)
     place = 0
     for exon, piece in enumerate(pieces):
         for letter in piece:
@@ -133,10 +137,28 @@ def made_gene(seed: int, strand: str) -> Gene:
             inner = _plain(rng, 4, 30)
             sites = [Base(letter, site=True) for letter in "GTAG"]
             bases += [*sites[:2], *inner, *sites[2:]]
-    bases += _plain(rng, 30, 60)
+    bases += _plain(rng, flank, 2 * flank)
     if strand == "+":
         return Gene(bases, strand)
     return Gene([replace(base, letter=reverse_complement(base.letter)) for base in bases[::-1]], strand)
+
+
+def gtf_lines(gene: Gene, number: int, chromosome: str) -> str:
+    """The gene as GENCODE writes it, its stop codon outside the CDS."""
+    model = gene.model()
+    exons = list(zip(model["exon_starts"], model["exon_ends"], strict=True))
+    coding = list(zip(model["cds_starts"], model["cds_ends"], strict=True))
+    rows = [("transcript", exons[0][0], exons[-1][1]), *(("exon", *exon) for exon in exons)]
+    rows += [("CDS", *part) for part in coding]
+    attributes = (
+        f'gene_id "ENSG{number:011d}.1"; transcript_id "ENST{number:011d}.1"; gene_name "MADE{number}"; '
+        'gene_type "protein_coding"; transcript_type "protein_coding";'
+    )
+    return "".join(
+        f"{chromosome}\tMADE\t{feature}\t{start + 1}\t{end}\t.\t{gene.strand}\t"
+        f"{0 if feature == 'CDS' else '.'}\t{attributes}\n"
+        for feature, start, end in rows
+    )
 
 
 def _letters(rng: random.Random, least: int, most: int) -> str:

@@ -42,6 +42,7 @@ from isoformer.schema import Modality
 from isoformer.sequence_model import SequenceModel, TranscriptSequences
 
 MEAN: Final = "mean"
+SMALL: Final = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +69,11 @@ class Completeness:
     @property
     def delta(self) -> float:
         return self.attributed - (self.prediction - self.baseline)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether `delta` is small: 0.01 of log1p TPM, or a hundredth of the difference."""
+        return abs(self.delta) <= max(SMALL, SMALL * abs(self.prediction - self.baseline))
 
 
 def attribute(

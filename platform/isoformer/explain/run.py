@@ -91,6 +91,13 @@ def run_transcript(
     wanted = model.target_names if tissues == ("all",) else tissues
     with out.progress("integrated gradients") as advance:
         found = attribute(model, row.sequences, row.regions, options, tissues=wanted, progress=advance)
+    for name, one in found.outputs.items():
+        if not one.is_complete:
+            difference = one.prediction - one.baseline
+            out.note(
+                f"{name}: attributions sum to {one.attributed:.3f}, not to {difference:.3f}: "
+                "raise explain.steps, or choose another explain.baseline"
+            )
     write_table(found.table, asked.folder, "attribution")
     plots = [
         draw_transcript(
@@ -103,7 +110,10 @@ def run_transcript(
             draw_tissues(found.table, asked.folder / f"attribution_tissues.{options.format}", list(wanted))
         )
     plots += _cross_maps(model, row, asked.folder, options.format)
-    outputs = {n: {**asdict(one), "delta": one.delta} for n, one in found.outputs.items()}
+    outputs = {
+        n: {**asdict(one), "delta": one.delta, "is_complete": one.is_complete}
+        for n, one in found.outputs.items()
+    }
     summary = {
         "transcript": row.transcript_id, "of": asked.name(settings), "baseline": options.baseline,
         "steps": options.steps, "outputs": outputs, "by_region": _by_region(found.table),

@@ -64,7 +64,8 @@ class TokenTap:
     """The token embedding's output. Special tokens are the same in the baseline.
 
     Baselines: `unknown`, the embedding of N or X at every position; `mask`, that of the mask token, which
-    ESM-2 reads as zeros; `zero`.
+    ESM-2 reads as zeros; `zero`. Layer norms bring states next to zero to full size, so that the way from
+    `zero` is all at its beginning: many steps, or another baseline.
     """
 
     encoder: TrainableEncoder
