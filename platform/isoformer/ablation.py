@@ -19,7 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from isoformer.baselines import BASELINES, baseline_inputs, probe_inputs, ridge_predictions
+from isoformer.baselines import (
+    BASELINES,
+    WITHOUT_ENCODERS,
+    baseline_inputs,
+    nearest_gene_predictions,
+    probe_inputs,
+    ridge_predictions,
+)
 from isoformer.config import FrozenConfig
 from isoformer.errors import InputError
 from isoformer.schema import Modality
@@ -63,7 +70,7 @@ def ablation(
         if progress is not None:
             progress(f"{name} ({method})", done, len(jobs))
         repeats = [_repeat(source, predictor, seed, options.folds) for seed in options.seeds]
-        from_encoders = method != "ridge_baseline"
+        from_encoders = method not in WITHOUT_ENCODERS
         row = score_row(source, name, method, repeats, draws=options.draws, uses_encoders=from_encoders)
         rows.append(row)
     if progress is not None:
@@ -100,6 +107,8 @@ def _jobs(
 ) -> Iterator[tuple[str, str, PinnedDataset, Predictor]]:
     for baseline in BASELINES:
         yield baseline, "ridge_baseline", data, _baseline_predictor(baseline)
+    if data.rna_sketches is not None:
+        yield "rna", "nearest_gene", data, _nearest_gene_predictor
     for source in [data] if random_data is None else [data, random_data]:
         for modalities in subsets(source.modalities):
             part = source.subset(modalities)
@@ -125,6 +134,10 @@ def _repeat(data: PinnedDataset, predictor: Predictor, seed: int, folds: int | N
 
 def _baseline_predictor(name: str) -> Predictor:
     return lambda data, seed: ridge_predictions(baseline_inputs(data, name), data, _not_test(data))
+
+
+def _nearest_gene_predictor(data: PinnedDataset, seed: int) -> NDArray[np.floating]:
+    return nearest_gene_predictions(data, _not_test(data))
 
 
 def _probe_predictor(data: PinnedDataset, seed: int) -> NDArray[np.floating]:

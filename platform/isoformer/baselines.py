@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from isoformer.training.data import PinnedDataset
 
 BASELINES: Final = ("length", "composition")
+WITHOUT_ENCODERS: Final = ("ridge_baseline", "nearest_gene")
+"""Methods that read no embedding."""
 BASES: Final = "ACGT"
 RESIDUES: Final = "ACDEFGHIKLMNPQRSTVWY"
 LENGTH_FEATURES: Final = (
@@ -91,6 +93,28 @@ def ridge_predictions(
     folds = _gene_folds(data.gene_ids[fit_rows])
     model = RidgeCV(alphas=PENALTIES, cv=folds).fit(scaled[fit_rows], standardised)
     return model.predict(scaled) * sd + mean
+
+
+def nearest_gene_predictions(data: PinnedDataset, fit_rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Each row's (N, K) values are those of the fitted transcript of another gene whose RNA is most like it:
+    the one with the most equal slots of their MinHash sketches, several being averaged. A row that shares
+    nothing with any gets the fitted rows' mean. InputError where the dataset has no sketches.
+    """
+    from isoformer.homology import EMPTY
+
+    if data.rna_sketches is None:
+        raise InputError("the dataset has no sketches of its RNAs", field="rna_sketches")
+    mean, _ = target_statistics(data, fit_rows)
+    known = data.target_mask[fit_rows]
+    values = np.where(known, data.targets[fit_rows], mean).astype(np.float64)
+    theirs, genes = data.rna_sketches[fit_rows], data.gene_ids[fit_rows]
+    predicted = np.tile(mean.astype(np.float64), (len(data), 1))
+    for row, own in enumerate(data.rna_sketches):
+        equal = ((theirs == own) & (own != EMPTY)).sum(axis=1)
+        equal[genes == data.gene_ids[row]] = 0
+        if len(equal) and equal.max() > 0:
+            predicted[row] = values[equal == equal.max()].mean(axis=0)
+    return predicted
 
 
 def target_statistics(

@@ -184,6 +184,7 @@ def sweep(settings: Settings, out: Output, resume: bool) -> None:
 
 @_verb
 @click.option("--ablation/--no-ablation", default=True, show_default=True, help="Also every modality subset.")
+@click.option("--audit", is_flag=True, help="Instead: what crosses the dataset's splits, near-copies too.")
 @click.option(
     "--table",
     type=click.Choice(["modalities", "fusions", "transfer", "encoders"]),
@@ -193,11 +194,16 @@ def sweep(settings: Settings, out: Output, resume: bool) -> None:
     "--format", "form", type=click.Choice(["console", "csv", "markdown", "html"]), default="console",
     show_default=True, help="Of the table.",
 )  # fmt: skip
-def evaluate(settings: Settings, out: Output, ablation: bool, table: TableName | None, form: str) -> None:
+def evaluate(
+    settings: Settings, out: Output, ablation: bool, audit: bool, table: TableName | None, form: str
+) -> None:
     """Score a run on the held-out genes, with the baselines and the modality ablation beside it."""
     from isoformer.ray_session import ray_session
-    from isoformer.stages import run_evaluate, run_table
+    from isoformer.stages import run_audit, run_evaluate, run_table
 
+    if audit:
+        run_audit(settings, out)
+        return
     if table is not None:
         with ray_session(settings.ray):
             run_table(settings, out, table, form)

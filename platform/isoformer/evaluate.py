@@ -21,8 +21,22 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from isoformer.ablation import AblationConfig, ablation
-from isoformer.baselines import BASELINES, baseline_inputs, probe_inputs, ridge_predictions
+from isoformer.baselines import (
+    BASELINES,
+    WITHOUT_ENCODERS,
+    baseline_inputs,
+    nearest_gene_predictions,
+    probe_inputs,
+    ridge_predictions,
+    target_statistics,
+)
 from isoformer.errors import FingerprintError, InputError
+from isoformer.isoform_metrics import (
+    IsoformMetrics,
+    SpecificityMetrics,
+    isoform_metrics,
+    specificity_metrics,
+)
 from isoformer.metrics import SCORES, regression_metrics
 from isoformer.schema import SPLITS
 from isoformer.scores import Predicted, ScoreTable, score_row
@@ -30,6 +44,7 @@ from isoformer.storage import open_storage
 from isoformer.training.data import PinnedDataset, load_dataset
 from isoformer.training.loop import device_named, predict
 from isoformer.training.runs import RunFolder, RunSettings, without_nan
+from isoformer.training.seeds import is_seed_set, read_seed_runs
 
 __all__ = ["AblationConfig", "Evaluation", "TissueScore", "ablation", "evaluate"]
 
@@ -49,6 +64,19 @@ class TissueScore(BaseModel):
     pearson: float | None
 
 
+class Detail(BaseModel):
+    """What the mean over tissues hides, of one method. `pooled`: scores over all known values at once, each
+    tissue standardised by the rows that are not scored.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    method: str
+    pooled: dict[str, float | None]
+    isoforms: IsoformMetrics
+    specificity: SpecificityMetrics
+
+
 class Evaluation(BaseModel):
     """evaluation.json. The first row of the table is the run's model."""
 
@@ -61,27 +89,29 @@ class Evaluation(BaseModel):
     without_any_modality: int
     table: ScoreTable
     per_tissue: tuple[TissueScore, ...]
+    details: tuple[Detail, ...] = ()
 
 
 def evaluate(
     root: str, run: str, *, split: str = "test", draws: int = 1000, data: PinnedDataset | None = None
 ) -> Evaluation:
-    """Score `run` on `split` and write both files beside it.
+    """Score `run` on `split` and write both files beside it. `run` may be a set of seeds: the table's first
+    row is then their mean, with its spread; `per_tissue` is the first seed's, `details` are of each.
 
     `data` saves reading the dataset again. StorageError where the run is not there or not finished;
     FingerprintError where the dataset is no longer the one it was trained on; InputError where the split is
     empty.
     """
-    folder = RunFolder(open_storage(root), run)
-    settings = folder.settings()
-    model = folder.model().to(device_named("auto"))
+    storage = open_storage(root)
+    names = read_seed_runs(storage, run) if is_seed_set(storage, run) else [run]
+    folders = [RunFolder(storage, name) for name in names]
+    settings = folders[0].settings()
     data = data or load_dataset(root, settings.train.keys, encoders=settings.train.model.encoders)
     data = data.subset(settings.train.model.modalities)
-    _require_same_data(settings, data, folder)
     rows = data.rows(split)
     without = data.require_inputs(data.modalities, (split,))
-    predictions = predict(model, data, np.arange(len(data)))
-    methods = [("+".join(data.modalities), settings.train.model.fusion, predictions), *_ridges(data, split)]
+    models = [_run_method(folder, data) for folder in folders]
+    baselines = _ridges(data, split)
     evaluation = Evaluation(
         run=run,
         split=split,
@@ -89,12 +119,16 @@ def evaluate(
         run_fingerprint=settings.fingerprint,
         transcripts_by_split={name: int((data.split == name).sum()) for name in SPLITS},
         without_any_modality=without,
-        table=_table(data, methods, rows, split, draws),
-        per_tissue=tuple(score for method in methods for score in _tissue_scores(data, *method, rows)),
+        table=_table(data, models, baselines, rows, draws=draws, split=split),
+        per_tissue=tuple(
+            score for method in (models[0], *baselines) for score in _tissue_scores(data, *method, rows)
+        ),
+        details=tuple(_detail(data, *method, rows, draws) for method in (*models, *baselines)),
     )
-    _write_predictions(folder, data, predictions, rows)
+    for folder, (_, _, predictions) in zip(folders, models, strict=True):
+        _write_predictions(folder, data, predictions, rows)
     text = json.dumps(without_nan(evaluation.model_dump(mode="json")), indent=2)
-    folder.storage.write_bytes(folder.prefix + EVALUATION_KEY, text.encode())
+    storage.write_bytes(f"runs/{run}/{EVALUATION_KEY}", text.encode())
     return evaluation
 
 
@@ -107,6 +141,13 @@ def read_evaluation(root: str, run: str) -> Evaluation:
 Method = tuple[str, str, NDArray[np.floating]]
 
 
+def _run_method(folder: RunFolder, data: PinnedDataset) -> Method:
+    settings = folder.settings()
+    _require_same_data(settings, data, folder)
+    model = folder.model().to(device_named("auto"))
+    return "+".join(data.modalities), settings.train.model.fusion, predict(model, data, np.arange(len(data)))
+
+
 def _ridges(data: PinnedDataset, split: str) -> list[Method]:
     if split == "train":
         problem = "the baselines need a split they do not fit on"
@@ -117,6 +158,8 @@ def _ridges(data: PinnedDataset, split: str) -> list[Method]:
     ridges: list[Method] = [
         (name, "ridge_baseline", ridge_predictions(x, data, fit_rows)) for name, x in inputs.items()
     ]
+    if data.rna_sketches is not None:
+        ridges.append(("rna", "nearest_gene", nearest_gene_predictions(data, fit_rows)))
     if not data.states:
         return ridges
     probe = ridge_predictions(probe_inputs(data), data, fit_rows)
@@ -124,12 +167,19 @@ def _ridges(data: PinnedDataset, split: str) -> list[Method]:
 
 
 def _table(
-    data: PinnedDataset, methods: Sequence[Method], rows: NDArray[np.int64], split: str, draws: int
+    data: PinnedDataset,
+    models: Sequence[Method],
+    baselines: Sequence[Method],
+    rows: NDArray[np.int64],
+    *,
+    draws: int,
+    split: str,
 ) -> ScoreTable:
     scored = []
-    for name, method, predictions in methods:
-        from_encoders = method != "ridge_baseline"
-        predicted = [Predicted(predictions, rows)]
+    for seeds in (models, *([one] for one in baselines)):
+        name, method, _ = seeds[0]
+        from_encoders = method not in WITHOUT_ENCODERS
+        predicted = [Predicted(predictions, rows) for _, _, predictions in seeds]
         scored.append(score_row(data, name, method, predicted, draws=draws, uses_encoders=from_encoders))
     return ScoreTable(
         protocol=f"the dataset's {split} split",
@@ -151,6 +201,28 @@ def _tissue_scores(
         )
         for k, tissue in enumerate(metrics.names)
     ]  # fmt: skip
+
+
+def _detail(
+    data: PinnedDataset,
+    name: str,
+    method: str,
+    predictions: NDArray[np.floating],
+    rows: NDArray[np.int64],
+    draws: int,
+) -> Detail:
+    mean, sd = target_statistics(data, np.setdiff1d(np.arange(len(data)), rows))
+    targets, predicted, mask = data.targets[rows], predictions[rows], data.target_mask[rows]
+    flat = [((values - mean) / sd)[mask][:, None] for values in (targets, predicted)]
+    pooled = regression_metrics(flat[0], flat[1]).mean
+    genes = data.gene_ids[rows]
+    return Detail(
+        name=name,
+        method=method,
+        pooled={score: without_nan(pooled[score]) for score in SCORES},
+        isoforms=isoform_metrics(targets, predicted, mask, genes, draws=draws),
+        specificity=specificity_metrics(targets, predicted, mask, genes, tissue_means=mean, draws=draws),
+    )
 
 
 def _write_predictions(

@@ -217,7 +217,7 @@ def _over_tissues(score_RK: Floats) -> Floats:
 
 
 def _profiles(targets: Floats, predictions: Floats, mask: NDArray[np.bool_]) -> Floats:
-    """Correlation over known tissues, (N,); 0 where the predicted profile is flat, NaN where the measured is."""
+    """Correlation over known tissues, (N,); 0 where the predicted profile is flat, NaN where the measured."""
     count = np.maximum(1, mask.sum(axis=1, keepdims=True))
     x, y = (
         np.where(mask, v - np.where(mask, v, 0.0).sum(axis=1, keepdims=True) / count, 0.0)

@@ -109,23 +109,31 @@ def score_row(
     draws: int = 500,
     uses_encoders: bool = True,
 ) -> ScoreRow:
-    """Score repeats of one method: the mean over repeats, the interval of the first over genes, the spread
-    over all folds (or, without folds, over repeats)."""
+    """Score repeats of one method, all on the same rows: the mean over repeats, the mean of their intervals
+    over genes (the same genes drawn for each), the spread over all folds (or, without folds, over repeats).
+    """
     metrics = [_metrics(data, repeat.predictions, repeat.scored) for repeat in repeats]
     folds = [(repeat.predictions, fold) for repeat in repeats for fold in repeat.folds]
     parts = [_metrics(data, predictions, fold) for predictions, fold in folds] or metrics
     first = repeats[0]
     rows = first.scored
-    intervals = gene_bootstrap(
-        data.targets[rows], first.predictions[rows], data.gene_ids[rows], data.target_mask[rows], draws=draws
-    )
+    intervals = [
+        gene_bootstrap(
+            data.targets[rows],
+            one.predictions[rows],
+            data.gene_ids[rows],
+            data.target_mask[rows],
+            draws=draws,
+        )
+        for one in repeats
+    ]
     scores = {}
     for score in SCORES:
         values = np.array([part.mean[score] for part in parts])
         scores[score] = Score(
             value=_number(np.mean([one.mean[score] for one in metrics])),
-            low=_number(intervals[score].low),
-            high=_number(intervals[score].high),
+            low=_number(np.mean([interval[score].low for interval in intervals])),
+            high=_number(np.mean([interval[score].high for interval in intervals])),
             sd=_number(values.std(ddof=1)) if len(values) > 1 else None,
             undefined_tissues=metrics[0].undefined[score],
         )

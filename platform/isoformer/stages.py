@@ -323,12 +323,13 @@ def _parameters(parameters: dict[str, Any]) -> str:
 def run_evaluate(settings: Settings, out: Output, *, ablation: bool = True) -> dict[str, Any]:
     """Score the run on its test genes, then every modality subset; both tables shown and saved beside it."""
     from isoformer.evaluate import evaluate
-    from isoformer.report.console_table import print_ablation, print_table
+    from isoformer.report.console_table import print_ablation, print_details, print_table
     from isoformer.tracking import Tracker, log_ablation, log_evaluation, run_key
 
     evaluation = evaluate(settings.root, settings.run, draws=settings.evaluate.draws)
     if not out.as_json:
         print_table(evaluation.table, out.console, title=f"Run {settings.run}, held-out test genes")
+        print_details(evaluation.details, out.console)
     result = {"evaluation": evaluation.model_dump(mode="json")}
     if ablation:
         table = _ablation(settings, out)
@@ -342,6 +343,35 @@ def run_evaluate(settings: Settings, out: Output, *, ablation: bool = True) -> d
             log_ablation(tracker, run, table)
         tracker.end_run(run)
     return result
+
+
+def run_audit(settings: Settings, out: Output) -> None:
+    """What crosses the splits of the dataset."""
+    from isoformer.leakage import REPORT_KEY, audit
+
+    found = audit(settings.root)
+    out.table(
+        "Leakage",
+        ("of", "against", "sequences", "", "pairs", "transcripts", "genes", "for example"),
+        [
+            (
+                one.of,
+                one.against,
+                one.modality,
+                one.what,
+                one.pairs,
+                one.transcripts,
+                one.genes,
+                " ~ ".join(one.examples[0][:2]) if one.examples else "",
+            )
+            for one in found.crossings
+        ],
+    )
+    shared = ", ".join(found.genes_in_two_splits[:5]) or "none"
+    out.say(f"  genes in two splits: {shared}; report: {settings.root}/{REPORT_KEY}")
+    if not found.is_clean:
+        out.say("  to keep near-copies on one side: prepare with split.method: homology")
+    out.result(found.model_dump(mode="json"))
 
 
 def run_table(settings: Settings, out: Output, name: TableName, form: str) -> None:

@@ -161,3 +161,54 @@ class TestBaselines:
             baseline_inputs(data, "gc")
         with pytest.raises(InputError, match="no transcripts to fit"):
             ridge_predictions(probe_inputs(data), data, np.array([], dtype=np.int64))
+
+
+def test_the_nearest_gene_is_another_one_with_the_likest_rna() -> None:
+    from dataclasses import replace
+
+    from isoformer.baselines import nearest_gene_predictions, target_statistics
+    from isoformer.homology import sketch
+
+    rng = np.random.default_rng(0)
+    data = made_dataset(genes=10, isoforms=2)
+    rnas = ["".join(rng.choice(list("ACGT"), size=800)) for _ in range(len(data))]
+    rnas[18] = rnas[0][:700] + rnas[18][:100]  # gene 9 is like gene 0
+    rnas[19] = rnas[18]
+    data = replace(data, rna_sketches=np.stack([sketch(rna, "rna") for rna in rnas]))
+    fit_rows = np.arange(16)
+    predicted = nearest_gene_predictions(data, fit_rows)
+    mean, _ = target_statistics(data, fit_rows)
+    filled = np.where(data.target_mask, data.targets, mean)
+    np.testing.assert_allclose(predicted[[18, 19]], np.stack([filled[0], filled[0]]))
+    np.testing.assert_allclose(predicted[0], mean, rtol=1e-6)  # its own gene does not count
+
+
+def test_a_set_of_seeds_is_one_row_with_its_spread(tmp_path: Path) -> None:
+    from isoformer.evaluate import evaluate, read_evaluation
+    from isoformer.training.runs import RunFolder, run_settings
+    from isoformer.training.seeds import seed_run, spreads, write_seeds
+    from isoformer.training.workers import fit_in_folder
+
+    data, storage = made_dataset(genes=60), open_storage(tmp_path)
+    best = []
+    for seed in (0, 1, 2):
+        config = TrainConfig(model=ModelConfig(width=8, heads=2), epochs=2, batch_size=16, seed=seed)
+        folder = RunFolder(storage, seed_run("set", seed))
+        folder.claim(run_settings(config, data, folder.run), resume=False)
+        fit_in_folder(config, data, folder, outbox=lambda message: None)
+        best.append(folder.history()[folder.summary()["best_epoch"]])
+    found = spreads(best)
+    assert found["val_loss"].mean == pytest.approx(np.mean([one["val_loss"] for one in best]))
+    assert found["val_loss"].sd == pytest.approx(np.std([one["val_loss"] for one in best], ddof=1))
+    write_seeds(storage, "set", (0, 1, 2), found)
+    together = evaluate(str(tmp_path), "set", draws=20, data=data)
+    alone = [evaluate(str(tmp_path), seed_run("set", seed), draws=20, data=data) for seed in (0, 1, 2)]
+    values = [one.table.rows[0].r2.value for one in alone]
+    row = together.table.rows[0]
+    assert row.repeats == 3
+    assert row.r2.value == pytest.approx(np.mean(values))  # type: ignore[arg-type]
+    assert row.r2.sd == pytest.approx(np.std(values, ddof=1))  # type: ignore[arg-type]
+    assert row.r2.low == pytest.approx(np.mean([one.table.rows[0].r2.low for one in alone]))  # type: ignore[arg-type]
+    assert [one.method for one in together.details][:4] == [row.method] * 3 + ["ridge_baseline"]
+    assert together.details[0].isoforms.genes > 0
+    assert read_evaluation(str(tmp_path), "set") == together

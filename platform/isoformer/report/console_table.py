@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from isoformer.scores import Score, ScoreRow, ScoreTable
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from isoformer.evaluate import Detail
 
 
 def print_table(table: ScoreTable, console: Console, *, title: str = "Scores") -> None:
@@ -26,6 +29,49 @@ def print_table(table: ScoreTable, console: Console, *, title: str = "Scores") -
         shown.add_row(*(Text(cell) for cell in cells))
     console.print(shown)
     _print_footer(table, console)
+
+
+def print_details(details: Sequence[Detail], console: Console) -> None:
+    """Within genes, within transcripts, and over all values at once."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(
+        title="What the mean over tissues hides", title_justify="left", title_style="bold", box=None
+    )
+    for column in ("from", "method"):
+        shown.add_column(column, overflow="fold", min_width=11)
+    titles = (
+        "pooled R²",
+        "isoform order",
+        "top isoform",
+        "isoform share",
+        "tissue profile",
+        "tau",
+        "top tissue",
+    )
+    for column in titles:
+        shown.add_column(column, justify="right")
+    for one in details:
+        isoforms, specificity = one.isoforms, one.specificity
+        values = (
+            one.pooled["r2"], isoforms.concordance.value, isoforms.top1.value, isoforms.share.value,
+            specificity.profile.value, specificity.tau, specificity.top_tissue,
+        )  # fmt: skip
+        cells = ["" if value is None else f"{value:.3f}" for value in values]
+        shown.add_row(one.name, one.method, *(Text(cell) for cell in cells))
+    console.print(shown)
+    first = details[0]
+    chances = [
+        f"isoforms: {first.isoforms.genes} genes with several, {first.isoforms.pairs} pairs",
+        f"chance of order 0.500, of top {_or_none(first.isoforms.top1_chance)}",
+        f"always the commonest tissue: {_or_none(first.specificity.top_tissue_commonest)}",
+    ]
+    console.print(Text("; ".join(chances)))
+
+
+def _or_none(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
 
 
 def print_ablation(table: ScoreTable, console: Console, *, title: str) -> None:
