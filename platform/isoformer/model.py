@@ -99,8 +99,7 @@ class IsoFormer(nn.Module):
             {m: inside.get(m) or CachedInput(w, config.width) for m, w in self.input_widths.items()}
         )
         fused_from = {m: config.width or w for m, w in self.input_widths.items()}
-        options = FusionOptions(config.heads, config.blocks, config.latents, config.queries)
-        self.fusion = build_fusion(config.fusion, fused_from, options)
+        self.fusion = build_fusion(config.fusion, fused_from, _fusion_options(config))
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(sum(self.fusion.widths), len(self.target_names))
         self.register_buffer("target_mean_K", torch.zeros(len(self.target_names)))
@@ -159,10 +158,23 @@ class IsoFormer(nn.Module):
         return module.encoder
 
     def _start_at_zero(self) -> None:
-        outputs = [module.dense for module in self.modules() if isinstance(module, CrossAttention)]
-        for linear in [*outputs, self.head]:
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        for module in self.modules():
+            if isinstance(module, CrossAttention):
+                module.start_at_zero()
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+
+def _fusion_options(config: ModelConfig) -> FusionOptions:
+    return FusionOptions(
+        heads=config.heads,
+        blocks=config.blocks,
+        latents=config.latents,
+        queries=config.queries,
+        pre_norm=config.pre_norm,
+        dropout=config.fusion_dropout,
+        feed_forward=config.feed_forward,
+    )
 
 
 class CachedInput(nn.Module):

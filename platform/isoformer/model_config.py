@@ -21,6 +21,10 @@ FUSION_NAMES: Final = (
     "c_abstractor",
 )
 """The keys of `fusion.FUSIONS`."""
+UNIT_OPTIONS: Final = ("pre_norm", "fusion_dropout", "feed_forward")
+"""Of cross-attention units; the paper's have none of it."""
+WITHOUT_UNITS: Final = ("concat", "perceiver_shared")
+"""Fusions in which no modality asks another."""
 
 
 class EncoderInside(FrozenConfig):
@@ -79,6 +83,13 @@ class ModelConfig(FrozenConfig):
     queries: tuple[Modality, ...] | None = Field(
         default=None, description="cross_attention only: who asks and is pooled; null: every modality"
     )
+    pre_norm: bool = Field(default=False, description="layer norms in front of each cross-attention")
+    fusion_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="on what each cross-attention and its feed-forward add"
+    )
+    feed_forward: int = Field(
+        default=0, ge=0, description="behind each cross-attention, so many widths wide; 0: none"
+    )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="on the pooled vector, before the head")
     encoders: dict[Modality, EncoderInside] = Field(
         default_factory=dict, description="encoders that learn with the model, a modality"
@@ -113,6 +124,20 @@ class ModelConfig(FrozenConfig):
                 f"queries {list(self.queries)} must be some of the modalities {list(self.modalities)}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _unit_options_with_units(self) -> Self:
+        changed = [name for name in UNIT_OPTIONS if getattr(self, name)]
+        if changed and self.fusion in WITHOUT_UNITS:
+            raise ValueError(f"{', '.join(changed)} are of cross-attention units; {self.fusion} has none")
+        return self
+
+    def with_fusion(self, fusion: str) -> Self:
+        """The same with another fusion; what only the one before could take is left out."""
+        names = UNIT_OPTIONS if fusion in WITHOUT_UNITS else ()
+        surplus = {name: type(self).model_fields[name].default for name in names}
+        queries = self.queries if fusion == "cross_attention" else None
+        return self.edited(fusion=fusion, queries=queries, **surplus)
 
     @model_validator(mode="after")
     def _encoders_have_modalities(self) -> Self:

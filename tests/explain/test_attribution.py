@@ -190,10 +190,11 @@ def test_cross_attention_maps_are_what_the_fusion_mixes_with(row: DatasetRow, ca
         name = f"fusion.blocks.0.{one.asking}.{one.asked}"
         (tokens, context), out = seen[name]
         unit = units[name]
-        values_SHE = unit.value(context.hidden_BLD[0]).reshape(len(context.hidden_BLD[0]), unit.heads, -1)
-        mixed_LD = torch.einsum("hls,she->lhe", torch.from_numpy(one.weights_HLS), values_SHE).flatten(1)
-        added_LD = out.hidden_BLD[0] - tokens.hidden_BLD[0]
-        torch.testing.assert_close(unit.dense(mixed_LD), added_LD, rtol=1e-4, atol=1e-5)
+        with torch.inference_mode():
+            values_SHE = unit.value(context.hidden_BLD[0]).reshape(len(context.hidden_BLD[0]), unit.heads, -1)
+            mixed_LD = torch.einsum("hls,she->lhe", torch.from_numpy(one.weights_HLS), values_SHE).flatten(1)
+            added_LD = out.hidden_BLD[0] - tokens.hidden_BLD[0]
+            torch.testing.assert_close(unit.dense(mixed_LD), added_LD, rtol=1e-4, atol=1e-5)
 
 
 def test_the_table_of_maps_places_positions(made: Made, row: DatasetRow, cached: SequenceModel) -> None:

@@ -54,8 +54,13 @@ def cross_maps(model: SequenceModel, inputs: Mapping[Modality, ModalityInput]) -
 def attention_weights(unit: CrossAttention, tokens: Tokens, context: Tokens) -> Tensor:
     """(H, L, S) of the one sample, without padding."""
     query_HLE, key_HSE = (
-        rearrange(project(states.hidden_BLD[0][states.is_token_BL[0]]), "l (h e) -> h l e", h=unit.heads)
-        for project, states in ((unit.query, tokens), (unit.key, context))
+        rearrange(
+            project(norm(states.hidden_BLD[0][states.is_token_BL[0]])), "l (h e) -> h l e", h=unit.heads
+        )
+        for project, norm, states in (
+            (unit.query, unit.norm_tokens, tokens),
+            (unit.key, unit.norm_context, context),
+        )
     )
     scores_HLS = query_HLE @ key_HSE.transpose(1, 2) * query_HLE.shape[-1] ** -0.5
     return torch.softmax(scores_HLS.float(), dim=-1)

@@ -52,8 +52,8 @@ def fusion_rows(settings: Settings) -> Iterator[Row]:
     """All modalities, every fusion."""
     base = _base(settings)
     for fusion in FUSION_NAMES:
-        model = base.model.edited(fusion=fusion, queries=None)
-        yield Row(fusion, base.edited(model=model), FUSIONS_TABLE.get(fusion))
+        config = base.edited(model=base.model.with_fusion(fusion))
+        yield Row(fusion, config, FUSIONS_TABLE.get(fusion))
 
 
 def transfer_rows(settings: Settings) -> Iterator[Row]:
