@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from isoformer.baselines import target_statistics
+from isoformer.isoform_metrics import isoform_metrics, specificity_metrics
 from isoformer.metrics import SCORES, RegressionMetrics, gene_bootstrap, regression_metrics
 from isoformer.schema import Modality
 from isoformer.training.data import PinnedDataset
@@ -40,7 +42,11 @@ class Score(BaseModel):
 
 class ScoreRow(BaseModel):
     """One way of predicting. `trained` is what its encoders are: "pre-trained", "supervised", "random",
-    "none", or several joined by "+"; `repeats` counts the folds or seeds that `sd` is over."""
+    "none", or several joined by "+"; `repeats` counts the folds or seeds that `sd` is over.
+
+    `isoform_order` and `tissue_profile` are what a mean over tissues hides (`isoform_metrics`: concordance
+    within genes, chance 0.5; profile within transcripts, chance 0): means over folds or seeds, no interval.
+    """
 
     model_config = ConfigDict(frozen=True)
     name: str
@@ -55,6 +61,8 @@ class ScoreRow(BaseModel):
     r2: Score
     spearman: Score
     pearson: Score
+    isoform_order: Score = Score(value=None, low=None, high=None)
+    tissue_profile: Score = Score(value=None, low=None, high=None)
 
 
 class ScoreTable(BaseModel):
@@ -114,9 +122,10 @@ def score_row(
     """
     metrics = [_metrics(data, repeat.predictions, repeat.scored) for repeat in repeats]
     folds = [(repeat.predictions, fold) for repeat in repeats for fold in repeat.folds]
-    parts = [_metrics(data, predictions, fold) for predictions, fold in folds] or metrics
-    first = repeats[0]
-    rows = first.scored
+    scored_apart = folds or [(repeat.predictions, repeat.scored) for repeat in repeats]
+    parts = [_metrics(data, predictions, fold) for predictions, fold in scored_apart]
+    within = [_within(data, predictions, fold) for predictions, fold in scored_apart]
+    rows = repeats[0].scored
     intervals = [
         gene_bootstrap(
             data.targets[rows],
@@ -148,8 +157,28 @@ def score_row(
         genes=len(np.unique(data.gene_ids[rows])),
         transcripts=len(rows),
         repeats=len(parts),
+        isoform_order=_mean_score([one[0] for one in within]),
+        tissue_profile=_mean_score([one[1] for one in within]),
         **scores,
     )
+
+
+def _within(
+    data: PinnedDataset, predictions: NDArray[np.floating], rows: NDArray[np.int64]
+) -> tuple[float | None, float | None]:
+    """Concordance within genes and profile within transcripts of one fold."""
+    targets, predicted, mask = data.targets[rows], predictions[rows], data.target_mask[rows]
+    genes = data.gene_ids[rows]
+    mean, _ = target_statistics(data, np.setdiff1d(np.arange(len(data)), rows))
+    isoforms = isoform_metrics(targets, predicted, mask, genes, draws=0)
+    tissues = specificity_metrics(targets, predicted, mask, genes, tissue_means=mean, draws=0)
+    return isoforms.concordance.value, tissues.profile.value
+
+
+def _mean_score(values: Sequence[float | None]) -> Score:
+    known = np.array([value for value in values if value is not None])
+    sd = _number(known.std(ddof=1)) if len(known) > 1 else None
+    return Score(value=_number(known.mean()) if len(known) else None, low=None, high=None, sd=sd)
 
 
 def _metrics(
@@ -179,6 +208,9 @@ def _flat(row: ScoreRow, protocol: str) -> dict[str, str | int | float | None]:
     for name in SCORES:
         score: Score = getattr(row, name)
         flat |= {f"{name}{suffix}": value for suffix, value in _fields(score).items()}
+    for name in ("isoform_order", "tissue_profile"):
+        score = getattr(row, name)
+        flat |= {name: score.value, f"{name}_sd": score.sd}
     return flat
 
 

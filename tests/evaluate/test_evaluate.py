@@ -211,4 +211,9 @@ def test_a_set_of_seeds_is_one_row_with_its_spread(tmp_path: Path) -> None:
     assert row.r2.low == pytest.approx(np.mean([one.table.rows[0].r2.low for one in alone]))  # type: ignore[arg-type]
     assert [one.method for one in together.details][:4] == [row.method] * 3 + ["ridge_baseline"]
     assert together.details[0].isoforms.genes > 0
+    orders = [one.isoforms.concordance.value for one in together.details[:3]]
+    profiles = [one.specificity.profile.value for one in together.details[:3]]
+    assert row.isoform_order.value == pytest.approx(np.mean(orders))  # type: ignore[arg-type]
+    assert row.tissue_profile.value == pytest.approx(np.mean(profiles))  # type: ignore[arg-type]
+    assert row.tissue_profile.sd == pytest.approx(np.std(profiles, ddof=1))  # type: ignore[arg-type]
     assert read_evaluation(str(tmp_path), "set") == together
