@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from isoformer.config import to_yaml
-from isoformer.evaluate import Evaluation, TissueScore
+from isoformer.evaluate import Detail, Evaluation, TissueScore
+from isoformer.isoform_metrics import IsoformMetrics, Measure, SpecificityMetrics
 from isoformer.manifest import Counts, Manifest, Shard, Source
 from isoformer.model import ModelConfig
 from isoformer.schema import TISSUES
@@ -43,6 +44,7 @@ def a_row(name: str, method: str, r2: float, trained: str) -> ScoreRow:
         r2=a_score(r2),
         spearman=a_score(r2 + 0.2),
         pearson=a_score(r2 + 0.22),
+        isoform_order=Score(value=0.61, low=None, high=None, sd=0.03),
     )
 
 
@@ -71,7 +73,26 @@ def an_evaluation() -> Evaluation:
         without_any_modality=0,
         table=a_table([model, baseline], "the dataset's test split"),
         per_tissue=per_tissue,
+        details=(a_detail(model), a_detail(baseline)),
     )
+
+
+def a_detail(row: ScoreRow) -> Detail:
+    unknown = Measure(value=None)
+    return Detail(
+        name=row.name,
+        method=row.method,
+        pooled={"r2": 0.4, "spearman": 0.6, "pearson": 0.6},
+        isoforms=IsoformMetrics(
+            genes=12, transcripts=30, pairs=1234, tied_pairs=3, tops=300, tied_tops=2,
+            concordance=Measure(value=0.617, low=0.55, high=0.68), top1=unknown, top1_chance=0.417,
+            share=unknown,
+        ),
+        specificity=SpecificityMetrics(
+            transcripts=60, undefined=1, profile=Measure(value=0.123, low=0.05, high=0.2), tau=0.321,
+            top_tissue=0.456, top_tissue_commonest=0.389,
+        ),
+    )  # fmt: skip
 
 
 def an_ablation() -> ScoreTable:

@@ -80,7 +80,7 @@ def test_every_part_is_there(page: str) -> None:
         "0.310 ± 0.020", "[0.230, 0.380]", "ntv2-tiny-dna", "Salivary Gland", "cds out of frame", "345",
         "chr21.fa.gz", "Apache-2.0", "bins:16", "esm2-tiny.1a2b3c4d.bins-16.f16.99aabbcc", "101,000",
         "unknown", "12,345 parameters", "learning_rate", "feedfacefeedface", "mlflow",
-        "--host 127.0.0.1", "optuna-dashboard",
+        "--host 127.0.0.1", "optuna-dashboard", "1,234 pairs", "0.617", "[0.550, 0.680]", "0.389",
     ):  # fmt: skip
         assert text in page, text
     assert "Missing:" not in page
@@ -150,7 +150,7 @@ def test_the_terminal_table_names_labels_and_protocol(full_root: Path) -> None:
     assert row_title(table.rows[0]) == "length (ridge, no encoder)"
 
 
-def test_an_evaluation_is_three_metrics_and_tables_in_the_tracker(full_root: Path) -> None:
+def test_an_evaluation_is_a_few_metrics_and_tables_in_the_tracker(full_root: Path) -> None:
     class Recorder:
         def __init__(self) -> None:
             self.metrics: dict[str, float] = {}
@@ -168,8 +168,10 @@ def test_an_evaluation_is_three_metrics_and_tables_in_the_tracker(full_root: Pat
     evaluation = Evaluation.model_validate_json((full_root / "runs/final/evaluation.json").read_text())
     recorder: Any = Recorder()
     log_evaluation(recorder, "run", evaluation)
-    assert recorder.metrics == {"test_r2": 0.31, "test_spearman": 0.51, "test_pearson": 0.53}
-    assert set(recorder.texts) == {"evaluation/scores.csv", "evaluation/per_tissue.csv"}
+    expected = {"test_r2": 0.31, "test_spearman": 0.51, "test_pearson": 0.53, "test_isoform_order": 0.61}
+    assert recorder.metrics == expected
+    names = {"scores.csv", "per_tissue.csv", "within.json"}
+    assert set(recorder.texts) == {f"evaluation/{name}" for name in names}
     assert len(recorder.texts["evaluation/per_tissue.csv"].splitlines()) == 1 + 2 * 30
 
 

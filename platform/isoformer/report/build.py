@@ -10,6 +10,7 @@ from typing import Any
 
 from isoformer import __version__
 from isoformer.config import to_yaml
+from isoformer.isoform_metrics import Measure
 from isoformer.report import figures
 from isoformer.report.collect import Found, collect, finite
 from isoformer.scores import Score
@@ -179,7 +180,7 @@ def _mean(score: Score) -> str:
     return _number(score.value) + (f" ± {score.sd:.3f}" if score.sd is not None else "")
 
 
-def _bounds(score: Score) -> str:
+def _bounds(score: Score | Measure) -> str:
     return "" if score.low is None or score.high is None else f"[{score.low:.3f}, {score.high:.3f}]"
 
 
