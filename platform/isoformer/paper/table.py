@@ -96,18 +96,30 @@ class PaperTable(BaseModel):
 
 
 def print_paper_table(table: PaperTable, console: Console) -> None:
-    """For the terminal; wide cells are folded."""
+    """For the terminal: what fits a line; Pearson and the notes are in the files."""
     from rich.table import Table
     from rich.text import Text
 
+    has_isoforms = any(row.score.isoform_order.value is not None for row in table.rows)
+    order = ("isoform order",) if has_isoforms else ()
     shown = Table(title=table.title, title_justify="left", title_style="bold", box=None)
-    for column in COLUMNS:
-        is_score = column.endswith("[95%]")
-        shown.add_column(column, overflow="fold", no_wrap=is_score, justify="right" if is_score else "left")
-    for cells in table.cells():
+    shown.add_column("row", min_width=12)
+    shown.add_column("method", min_width=12)
+    for column in ("R² [95%]", "Spearman", *order, "tissue profile", "paper R²", "paper Spearman"):
+        is_score = column in ("R² [95%]", "Spearman")
+        shown.add_column(column, justify="right", no_wrap=is_score, width=None if is_score else 8)
+    for row in table.rows:
+        score, paper = row.score, row.paper or PaperResult(encoders="")
+        values = (score.isoform_order.value, score.tissue_profile.value)
+        cells = (
+            score.name, score.method, _shown(score.r2), _shown(score.spearman, interval=False),
+            *("" if value is None else f"{value:.3f}" for value in values[0 if has_isoforms else 1 :]),
+            _number(paper.r2), _number(paper.spearman),
+        )  # fmt: skip
         shown.add_row(*(Text(cell) for cell in cells))
     console.print(shown)
-    console.print(Text(table.caption))
+    encoders = dict.fromkeys(name for row in table.rows for name in row.score.encoders.values())
+    console.print(Text(f"Encoders: {', '.join(encoders) or 'none'}. {table.caption}"))
 
 
 def _cells(row: PaperRow) -> tuple[str, ...]:
@@ -125,11 +137,11 @@ def _cells(row: PaperRow) -> tuple[str, ...]:
     )
 
 
-def _shown(score: Score) -> str:
+def _shown(score: Score, *, interval: bool = True) -> str:
     if score.value is None:
         return "undefined"
     spread = f" ± {score.sd:.3f}" if score.sd is not None else ""
-    known = score.low is not None and score.high is not None
+    known = interval and score.low is not None and score.high is not None
     return f"{score.value:.3f}{spread}" + (f" [{score.low:.3f}, {score.high:.3f}]" if known else "")
 
 
