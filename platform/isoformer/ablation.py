@@ -19,14 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from isoformer.baselines import (
-    BASELINES,
-    WITHOUT_ENCODERS,
-    baseline_inputs,
-    nearest_gene_predictions,
-    probe_inputs,
-    ridge_predictions,
-)
+from isoformer.baselines import WITHOUT_ENCODERS, Predict, baseline_predictors, probe_predictors
 from isoformer.config import FrozenConfig
 from isoformer.errors import InputError
 from isoformer.schema import Modality
@@ -105,18 +98,16 @@ def gene_folds(genes: NDArray[np.str_], folds: int, seed: int) -> NDArray[np.int
 def _jobs(
     config: TrainConfig, data: PinnedDataset, options: AblationConfig, random_data: PinnedDataset | None
 ) -> Iterator[tuple[str, str, PinnedDataset, Predictor]]:
-    for baseline in BASELINES:
-        yield baseline, "ridge_baseline", data, _baseline_predictor(baseline)
-    if data.rna_sketches is not None:
-        yield "rna", "nearest_gene", data, _nearest_gene_predictor
+    for (name, method), predict in baseline_predictors(data).items():
+        yield name, method, data, _on_what_is_not_test(predict)
     for source in [data] if random_data is None else [data, random_data]:
         for modalities in subsets(source.modalities):
             part = source.subset(modalities)
-            name = "+".join(modalities)
-            if options.ridge_probes and part.states:
-                yield name, "ridge_probe", part, _probe_predictor
+            if options.ridge_probes:
+                for (name, method), predict in probe_predictors(part).items():
+                    yield name, method, part, _on_what_is_not_test(predict)
             if options.fusion_models:
-                yield name, config.model.fusion, part, _fusion_predictor(config)
+                yield "+".join(modalities), config.model.fusion, part, _fusion_predictor(config)
 
 
 def _repeat(data: PinnedDataset, predictor: Predictor, seed: int, folds: int | None) -> Predicted:
@@ -132,16 +123,8 @@ def _repeat(data: PinnedDataset, predictor: Predictor, seed: int, folds: int | N
     return Predicted(pooled, np.arange(len(data)), parts)
 
 
-def _baseline_predictor(name: str) -> Predictor:
-    return lambda data, seed: ridge_predictions(baseline_inputs(data, name), data, _not_test(data))
-
-
-def _nearest_gene_predictor(data: PinnedDataset, seed: int) -> NDArray[np.floating]:
-    return nearest_gene_predictions(data, _not_test(data))
-
-
-def _probe_predictor(data: PinnedDataset, seed: int) -> NDArray[np.floating]:
-    return ridge_predictions(probe_inputs(data), data, _not_test(data))
+def _on_what_is_not_test(predict: Predict) -> Predictor:
+    return lambda data, seed: predict(np.flatnonzero(data.split != "test"))
 
 
 def _fusion_predictor(config: TrainConfig) -> Predictor:
@@ -155,10 +138,6 @@ def _fusion_predictor(config: TrainConfig) -> Predictor:
         return predict(fitted.model, data, np.arange(len(data)))
 
     return predictor
-
-
-def _not_test(data: PinnedDataset) -> NDArray[np.int64]:
-    return np.flatnonzero((data.split == "train") | (data.split == "validation"))
 
 
 def _protocol(options: AblationConfig) -> str:

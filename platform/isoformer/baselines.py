@@ -13,6 +13,7 @@ Shapes: N transcripts, F features, K tissues.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from isoformer.training.data import PinnedDataset
 
+Predict = Callable[[NDArray[np.int64]], NDArray[np.floating]]
+"""From the rows that are fitted, the values of all rows (N, K)."""
 BASELINES: Final = ("length", "composition")
 WITHOUT_ENCODERS: Final = ("ridge_baseline", "nearest_gene")
 """Methods that read no embedding."""
@@ -54,6 +57,30 @@ def tabular_features(table: pa.Table) -> tuple[tuple[str, ...], NDArray[np.float
     ]
     names = LENGTH_FEATURES + COMPOSITION_FEATURES
     return names, np.array(values, dtype=np.float32).reshape(len(values), len(names))
+
+
+def baseline_predictors(data: PinnedDataset) -> dict[tuple[str, str], Predict]:
+    """By name and method, what every table of scores has beside a model: ridges on lengths and composition,
+    and, where the dataset has sketches of its RNAs, the nearest gene's values.
+    """
+    found: dict[tuple[str, str], Predict] = {
+        (name, "ridge_baseline"): ridge_predictor(baseline_inputs(data, name), data) for name in BASELINES
+    }
+    if data.rna_sketches is not None:
+        found["rna", "nearest_gene"] = lambda fit_rows: nearest_gene_predictions(data, fit_rows)
+    return found
+
+
+def probe_predictors(data: PinnedDataset) -> dict[tuple[str, str], Predict]:
+    """A ridge on the mean-pooled embeddings of all modalities; nothing where there are no embeddings."""
+    if not data.states:
+        return {}
+    return {("+".join(data.states), "ridge_probe"): ridge_predictor(probe_inputs(data), data)}
+
+
+def ridge_predictor(inputs: NDArray[np.float32], data: PinnedDataset) -> Predict:
+    """`ridge_predictions` on these inputs (N, F)."""
+    return lambda fit_rows: ridge_predictions(inputs, data, fit_rows)
 
 
 def baseline_inputs(data: PinnedDataset, name: str) -> NDArray[np.float32]:

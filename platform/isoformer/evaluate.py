@@ -21,15 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from isoformer.ablation import AblationConfig, ablation
-from isoformer.baselines import (
-    BASELINES,
-    WITHOUT_ENCODERS,
-    baseline_inputs,
-    nearest_gene_predictions,
-    probe_inputs,
-    ridge_predictions,
-    target_statistics,
-)
+from isoformer.baselines import WITHOUT_ENCODERS, baseline_predictors, probe_predictors, target_statistics
 from isoformer.errors import FingerprintError, InputError
 from isoformer.isoform_metrics import (
     IsoformMetrics,
@@ -111,7 +103,7 @@ def evaluate(
     rows = data.rows(split)
     without = data.require_inputs(data.modalities, (split,))
     models = [_run_method(folder, data) for folder in folders]
-    baselines = _ridges(data, split)
+    baselines = _baselines(data, split)
     evaluation = Evaluation(
         run=run,
         split=split,
@@ -148,22 +140,14 @@ def _run_method(folder: RunFolder, data: PinnedDataset) -> Method:
     return "+".join(data.modalities), settings.train.model.fusion, predict(model, data, np.arange(len(data)))
 
 
-def _ridges(data: PinnedDataset, split: str) -> list[Method]:
+def _baselines(data: PinnedDataset, split: str) -> list[Method]:
     if split == "train":
         problem = "the baselines need a split they do not fit on"
         raise InputError(problem, field="split", value=split, allowed="test, validation")
     others = ("train", "validation") if split == "test" else ("train",)
     fit_rows = np.flatnonzero(np.isin(data.split, others))
-    inputs = {name: baseline_inputs(data, name) for name in BASELINES}
-    ridges: list[Method] = [
-        (name, "ridge_baseline", ridge_predictions(x, data, fit_rows)) for name, x in inputs.items()
-    ]
-    if data.rna_sketches is not None:
-        ridges.append(("rna", "nearest_gene", nearest_gene_predictions(data, fit_rows)))
-    if not data.states:
-        return ridges
-    probe = ridge_predictions(probe_inputs(data), data, fit_rows)
-    return [*ridges, ("+".join(data.states), "ridge_probe", probe)]
+    predictors = {**baseline_predictors(data), **probe_predictors(data)}
+    return [(name, method, predict(fit_rows)) for (name, method), predict in predictors.items()]
 
 
 def _table(

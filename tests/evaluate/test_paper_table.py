@@ -97,7 +97,7 @@ def test_a_table_stands_beside_the_papers_numbers_and_is_made_once(settings: Set
         0.61,
     )
     methods = [row.score.method for row in table.rows]
-    assert methods[:3] == ["ridge_baseline", "ridge_baseline", "ridge_probe"]
+    assert methods[:4] == ["ridge_baseline", "ridge_baseline", "nearest_gene", "ridge_probe"]
     flat = list(csv.DictReader(io.StringIO(table.to_csv())))
     assert flat[-1]["row"] == "dna+rna+protein" and flat[-1]["paper_r2"] == "0.43"
     assert flat[-1]["labels"] == "made up" and flat[-1]["weights"] == "none"

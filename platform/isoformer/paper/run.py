@@ -23,14 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoformer.ablation import AblationConfig
-from isoformer.baselines import (
-    BASELINES,
-    WITHOUT_ENCODERS,
-    baseline_inputs,
-    nearest_gene_predictions,
-    probe_inputs,
-    ridge_predictions,
-)
+from isoformer.baselines import WITHOUT_ENCODERS, Predict, baseline_predictors, probe_predictors
 from isoformer.paper.fits import Datasets, Fit, Progress, fits_of, run_missing, scored_rows
 from isoformer.paper.rows import TABLES, Row, TableName, table_rows
 from isoformer.paper.table import PaperRow, PaperTable
@@ -41,9 +34,6 @@ from isoformer.training.data import PinnedDataset
 
 if TYPE_CHECKING:
     from isoformer.settings import Settings
-
-Predict = Callable[[NDArray[np.int64]], NDArray[np.floating]]
-"""From the rows that are fitted, the values of all rows (N, K)."""
 
 __all__ = ["TABLES", "PaperTable", "TableName", "paper_table"]
 
@@ -114,14 +104,9 @@ def _repeat(
 def _baseline_rows(
     row: Row, options: AblationConfig, datasets: Datasets, *, with_probe: bool
 ) -> Iterator[PaperRow]:
-    """Ridges on lengths, on composition and on all mean-pooled embeddings, and the nearest gene's values."""
+    """What needs no model, over the same genes."""
     data = datasets.of(row.config)
-    inputs = {(name, "ridge_baseline"): baseline_inputs(data, name) for name in BASELINES}
-    if with_probe and data.states:
-        inputs["+".join(data.states), "ridge_probe"] = probe_inputs(data)
-    methods = {key: _ridge(values, data) for key, values in inputs.items()}
-    if data.rna_sketches is not None:
-        methods["rna", "nearest_gene"] = lambda fit_rows: nearest_gene_predictions(data, fit_rows)
+    methods = {**baseline_predictors(data), **(probe_predictors(data) if with_probe else {})}
     for (name, method), predict in methods.items():
 
         def predicted(fit: Fit, predict: Predict = predict) -> NDArray[np.floating]:
@@ -132,10 +117,6 @@ def _baseline_rows(
         uses = method not in WITHOUT_ENCODERS
         score = score_row(data, name, method, repeats, draws=options.draws, uses_encoders=uses)
         yield PaperRow(score=score, paper=None)
-
-
-def _ridge(inputs: NDArray[np.float32], data: PinnedDataset) -> Predict:
-    return lambda fit_rows: ridge_predictions(inputs, data, fit_rows)
 
 
 def _method(config: TrainConfig) -> str:
