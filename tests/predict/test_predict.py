@@ -18,7 +18,7 @@ from isoformer.predict.inputs import PredictInput
 from isoformer.predict.parts import PartSettings, predict_here, predict_parts
 from isoformer.predict.results import TARGET_PREFIX, PredictCounts, read_metadata
 from isoformer.predict.rows import PredictRow
-from isoformer.predict.run import predict_file
+from isoformer.predict.run import is_file, predict_file
 from isoformer.sequence_model import SequenceModel, TranscriptSequences
 from predict.trained import cached_predictions, transcripts_of
 
@@ -101,6 +101,13 @@ def test_a_failure_leaves_no_file(model: SequenceModel, rows: list[PredictRow], 
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfigError, match=r"must end in one of \.parquet, \.csv"):
         predict_file(model, iter(rows), str(tmp_path / "out.txt"))
+
+
+@pytest.mark.parametrize("name", ["out.tsv", "out.CSV", "s3://bucket/out.csv.gz"])
+def test_a_file_of_another_kind_is_not_taken_for_a_folder(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"must end in one of \.parquet, \.csv, or be a folder's name"):
+        is_file(name)
+    assert is_file("out.csv") and not is_file("predictions.v2")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from isoformer.encoders.registry import load_trainable
 from isoformer.errors import InputError
 from isoformer.explain.attention import RnaEncoder
 from isoformer.explain.config import ExplainConfig
+from isoformer.predict.device import require_device
 from isoformer.schema import Modality
 from isoformer.sequence_model import SequenceModel
 from isoformer.settings import Settings
@@ -17,8 +18,10 @@ PUBLISHED: Final = "published"
 
 
 def open_model(settings: Settings, *, run: str | None = None, source: str | None = None) -> SequenceModel:
-    """A run of the root (null: the settings' own), or a model anywhere."""
-    device = settings.explain.device
+    """A run of the root (null: the settings' own), or a model anywhere. ConfigError where its device is not
+    there.
+    """
+    device = require_device(settings.explain.device)
     if source is not None:
         tracking = settings.tracking.for_root(settings.root)
         return SequenceModel.open(source, device=device, tracking_uri=tracking.resolved_uri)

@@ -22,6 +22,7 @@ import pandas as pd
 from isoformer import __version__
 from isoformer.errors import InputError, StorageError
 from isoformer.predict.bundle import TARGET_UNIT, load_bundle, save_bundle
+from isoformer.predict.device import require_device
 from isoformer.predict.mlflow_place import mlflow_at
 from isoformer.predict.rows import given_row
 from isoformer.schema import MODALITIES, Modality
@@ -49,7 +50,7 @@ class IsoformerModel(PythonModel):
     """What MLflow calls. `model_config` may name the device: {"device": "cuda"}."""
 
     def load_context(self, context: Any) -> None:
-        device = str((context.model_config or {}).get("device", "cpu"))
+        device = require_device(str((context.model_config or {}).get("device", "cpu")))
         self._model = load_bundle(Path(context.artifacts["bundle"]), device=device)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from typing import Any, Final
 import pyarrow.parquet as pq
 
 from isoformer.errors import ConfigError, StorageError
+from isoformer.predict.device import require_device
 from isoformer.predict.inputs import PredictInput
 from isoformer.predict.results import (
     PredictCounts,
@@ -25,12 +26,26 @@ from isoformer.sequence_model import SequenceModel
 from isoformer.storage import Storage, explain_local, open_storage
 
 FILE_SUFFIXES: Final = (".parquet", ".csv")
+OTHER_FILES: Final = (
+    ".tsv",
+    ".txt",
+    ".json",
+    ".xlsx",
+    ".pq",
+    ".gz",
+    ".zip",
+    ".feather",
+    ".fa",
+    ".gtf",
+    ".vcf",
+)
+"""Endings that somebody gives who wants a file of a kind that is not written."""
 
 
 @dataclass(frozen=True)
 class PredictRequest:
     """What the verb is asked for. `source`: a model's address, null for the configured run; the last two
-    count where the output is a folder of parts.
+    count where the output is a folder of parts. ConfigError for a device that is not there.
     """
 
     given: PredictInput
@@ -40,6 +55,9 @@ class PredictRequest:
     batch_size: int = 32
     workers: int = 1
     rows_per_part: int = 512
+
+    def __post_init__(self) -> None:
+        require_device(self.device)
 
 
 def predict_file(
@@ -72,8 +90,14 @@ def predict_file(
 
 
 def is_file(output: str) -> bool:
-    """Whether the output is one file, and not a folder of parts."""
-    return output.endswith(FILE_SUFFIXES)
+    """Whether the output is one file, and not a folder of parts. ConfigError for a file of another kind."""
+    if output.endswith(FILE_SUFFIXES):
+        return True
+    if output.lower().endswith((*FILE_SUFFIXES, *OTHER_FILES)):
+        raise ConfigError(
+            f"output {output}: must end in one of {', '.join(FILE_SUFFIXES)}, or be a folder's name"
+        )
+    return False
 
 
 def output_place(output: str) -> tuple[Storage, str]:
