@@ -95,19 +95,16 @@ def draw_cross_maps(maps: Sequence[CrossMap], path: Path) -> Path:
 
 def draw_mutagenesis(table: pl.DataFrame, path: Path, title: str, regions: RnaRegions | None) -> Path:
     """Bases by positions in colour, over them the largest change at each position, under them the regions."""
-    positions = table["position"].unique().sort().to_numpy()
-    place = {position: index for index, position in enumerate(positions)}
-    cells = np.full((len(BASES), len(positions)), np.nan)
-    for position, base, delta in table.select("position", "alternative", "delta_mean").iter_rows():
-        cells[BASES.index(base), place[position]] = np.nan if delta is None else delta
+    positions, step, cells = mutation_grid(table)
     known = np.nan_to_num(cells)
     largest = known[np.abs(known).argmax(axis=0), np.arange(len(positions))]
     most = float(np.abs(largest).max(initial=0)) or 1.0
-    shown, edges = strongest(cells), (positions[0], positions[-1] + 1)
+    shown, middle = strongest(cells), positions + 0.5
+    edges = (float(middle[0] - step / 2), float(middle[-1] + step / 2))
     is_rna = bool(len(table)) and table["modality"][0] == "rna"
     with drawing(path, 9.5, 3.6) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[1.2, 1])
-        upper.vlines(positions + 0.5, 0, largest, color="#444444", linewidth=_line_points(len(positions)))
+        upper.vlines(middle, 0, largest, color="#444444", linewidth=_line_points(len(positions)))
         upper.axhline(0, color="#9a9a9a", linewidth=0.6)
         upper.set_ylabel("largest Δ")
         upper.set_title(title, loc="left", pad=18 if is_rna and regions is not None else None)
@@ -122,6 +119,20 @@ def draw_mutagenesis(table: pl.DataFrame, path: Path, title: str, regions: RnaRe
         if is_rna and regions is not None:
             region_blocks(upper, regions, above=True, within=edges)
     return path
+
+
+def mutation_grid(table: pl.DataFrame) -> tuple[NDArray[np.int64], int, NDArray[np.float64]]:
+    """Positions at even steps from the first to the last, their step, and the change of each base there
+    (bases, positions); NaN where nothing was changed, as at the base itself or at an N.
+    """
+    there = table["position"].unique().sort().to_numpy()
+    step = int(np.gcd.reduce(np.diff(there))) or 1 if len(there) > 1 else 1
+    positions = np.arange(there[0], there[-1] + 1, step)
+    cells = np.full((len(BASES), len(positions)), np.nan)
+    for position, base, delta in table.select("position", "alternative", "delta_mean").iter_rows():
+        place = (position - there[0]) // step
+        cells[BASES.index(base), place] = np.nan if delta is None else delta
+    return positions, step, cells
 
 
 def draw_variants(table: pl.DataFrame, target_names: Sequence[str], path: Path) -> Path | None:
@@ -148,7 +159,7 @@ def draw_variants(table: pl.DataFrame, target_names: Sequence[str], path: Path) 
 
 
 def region_blocks(
-    axes: Axes, regions: RnaRegions, *, above: bool = False, within: tuple[int, int] | None = None
+    axes: Axes, regions: RnaRegions, *, above: bool = False, within: tuple[float, float] | None = None
 ) -> None:
     """5' UTR, CDS and 3' UTR as blocks along the position axis: over the axes, or in the middle of them."""
     first, past = within or (0, regions.cds_end + regions.three_utr)

@@ -139,7 +139,8 @@ def run_mutagenesis(
         raise InputError("no base to change there", record=row.transcript_id)
     name = f"mutagenesis_{scope.modality}"
     write_table(table, asked.folder, name)
-    title = f"{_title(row, asked, settings)}: every change of its {scope.modality.upper()}"
+    which = "every change" if scope.stride == 1 else f"changes at one position in {scope.stride}"
+    title = f"{_title(row, asked, settings)}: {which} of its {scope.modality.upper()}"
     plot = draw_mutagenesis(table, asked.folder / f"{name}.{options.format}", title, row.regions)
     largest = table.sort(pl.col("delta_mean").abs(), descending=True, nulls_last=True).row(0, named=True)
     summary = {
