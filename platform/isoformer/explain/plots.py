@@ -165,10 +165,10 @@ def region_blocks(
     first, past = within or (0, regions.cds_end + regions.three_utr)
     y, height = (1.02, 0.08) if above else (0.0, 1.0)
     for name, start, end in regions.bounds():
-        start, end = max(start, first), min(end, past)
-        if end > start:
+        left, right = max(start, first), min(end, past)
+        if right > left:
             bar = axes.axvspan(
-                start, end, ymin=y, ymax=y + height, color=COLOURS[name], linewidth=0, clip_on=False
+                left, right, ymin=y, ymax=y + height, color=COLOURS[name], linewidth=0, clip_on=False
             )
             bar.set_label(TITLES[name])
     handles, labels = axes.get_legend_handles_labels()
