@@ -456,6 +456,8 @@ def run_predict(settings: Settings, out: Output, request: PredictRequest) -> dic
         ("modalities read", counted(counts.modalities)),
     ]
     out.facts("Predicted", facts)
+    if not counts.predicted:
+        out.note(f"nothing was predicted: the model reads {', '.join(model.modalities)}")
     return {"model": source, "output": request.output, **asdict(counts)}
 
 

@@ -15,8 +15,6 @@ from Bio.Seq import Seq
 
 from isoformer.sequences import reverse_complement
 
-STARTS = ("ATG", "CTG", "TTG")
-
 
 @dataclass(frozen=True)
 class Base:
@@ -63,7 +61,7 @@ class Gene:
         if True not in flags:
             return None
         reading = self.rna()[flags.index(True) :]
-        if reading[:3] not in STARTS:
+        if reading[:3] != "ATG":
             return None
         whole = reading[: len(reading) // 3 * 3]
         return "M" + str(Seq(whole).translate(to_stop=True))[1:]

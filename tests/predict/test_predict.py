@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from isoformer.cli import main
-from isoformer.errors import ConfigError, FingerprintError, StorageError
+from isoformer.errors import ConfigError, FingerprintError, InputError, StorageError
 from isoformer.predict.inputs import PredictInput
 from isoformer.predict.parts import PartSettings, predict_here, predict_parts
 from isoformer.predict.results import TARGET_PREFIX, PredictCounts, read_metadata
@@ -158,6 +158,15 @@ def test_parts_of_something_else_are_not_touched(rows: list[PredictRow], setting
     with pytest.raises(FingerprintError, match="by another model"):
         predict_parts(iter(rows), other, rows_per_part=9, predictor=predict_here)
     assert contents(settings) == made
+
+
+def test_a_folder_of_something_else_is_refused(rows: list[PredictRow], settings: PartSettings) -> None:
+    other = Path(settings.output) / "transcripts" / "manifest.json"
+    other.parent.mkdir(parents=True)
+    other.write_text("{}")
+    with pytest.raises(InputError, match=r"holds something else \(transcripts/manifest.json\)"):
+        predict_parts(iter(rows), settings, predictor=predict_here)
+    assert [path.name for path in Path(settings.output).iterdir()] == ["transcripts"]
 
 
 def test_a_worker_with_another_model_stops(rows: list[PredictRow], settings: PartSettings) -> None:

@@ -4,7 +4,8 @@ In: an RNA, where its CDS is and what it is read as, and an `Edit`. Out: the cha
 consequence in a word. Positions are 0-based, half-open, 5'→3' on the RNA.
 
 Policy: a protein is read from its first codon to the first stop in frame, past the CDS's old end where that
-stop is lost, into the 3' UTR. TGA reads U only where it did before. Where the start codon is lost nobody
+stop is lost, into the 3' UTR. TGA reads U only where it did before. A start is lost where ATG is no longer
+ATG; another annotated start, CTG say, may become any that the code table starts with. Where it is lost nobody
 knows what is made instead: the protein counts as missing, not as made up.
 """
 
@@ -14,9 +15,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from isoformer.explain.regions import RnaRegions
-from isoformer.sequences import Translation, genetic_code, translate
+from isoformer.sequences import genetic_code, translate
 
 CODON: Final = 3
+ATG: Final = "ATG"
 NO_READING: Final = "cds_does_not_give_the_protein"
 """Reason: the protein is none that this CDS reads as, and stays as it was."""
 START_LOST: Final = "start_lost"
@@ -87,11 +89,12 @@ class Coding:
 
 @dataclass(frozen=True)
 class Reading:
-    """A protein and where its stop codon begins; None where it has none."""
+    """A protein and where its stop codon begins, None where it has none; `has_atg` of its first codon."""
 
     protein: str
     stop: int | None
     has_start: bool
+    has_atg: bool
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,8 @@ def read_protein(rna: str, coding: Coding) -> Reading:
     return Reading(
         coding.before + made.protein[:residues],
         coding.start + CODON * residues if stops else None,
-        _has_start(bases, made),
+        made.alternative_start or bases.startswith(ATG),
+        bases.startswith(ATG),
     )
 
 
@@ -178,17 +182,13 @@ def _moved(coding: Coding, edit: Edit) -> Coding:
     )
 
 
-def _has_start(bases: str, made: Translation) -> bool:
-    return made.alternative_start or bases[:CODON] == "ATG"
-
-
 def _loses_start(coding: Coding, moved: Coding, edit: Edit, before: Reading, after: Reading) -> bool:
     if moved.end <= moved.start:
         return True
     if not coding.complete_start or not before.has_start:
         return False
     is_deleted = edit.shift != 0 and edit.start <= coding.start < edit.end
-    return is_deleted or not after.has_start
+    return is_deleted or not after.has_start or (before.has_atg and not after.has_atg)
 
 
 def _consequence(coding: Coding, moved: Coding, edit: Edit, before: Reading, after: Reading) -> str:

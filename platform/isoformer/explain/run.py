@@ -109,7 +109,13 @@ def run_transcript(
         plots.append(
             draw_tissues(found.table, asked.folder / f"attribution_tissues.{options.format}", list(wanted))
         )
-    plots += _cross_maps(model, row, asked.folder, options.format)
+    maps = _cross_maps(model, row, asked.folder, options.format)
+    if not maps:
+        out.note(
+            f"no cross-attention to draw: the model's fusion is {model.model.config.fusion}, and it reads "
+            f"{', '.join(model.modalities)}"
+        )
+    plots += maps
     outputs = {
         n: {**asdict(one), "delta": one.delta, "is_complete": one.is_complete}
         for n, one in found.outputs.items()

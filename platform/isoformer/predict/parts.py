@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from isoformer.errors import ClusterError, FingerprintError, StorageError
+from isoformer.errors import ClusterError, FingerprintError, InputError, StorageError
 from isoformer.predict.results import PredictCounts, predicted_tables, read_metadata, result_schema
 from isoformer.predict.rows import PredictRow, batches
 from isoformer.predict.run import model_metadata
@@ -88,9 +88,10 @@ def predict_parts(
 
     Ray must be connected, unless another `predictor` is given (`predict_here` does without). `progress` is
     told how many rows are done. FingerprintError where a part that is there was made from other rows or by
-    another model.
+    another model; InputError where the folder holds something else than parts.
     """
     storage = open_storage(settings.output)
+    _require_own_folder(storage)
     settings = replace(settings, output=storage.uri)  # workers run in other folders
     present: list[PredictCounts] = []
     indices: list[int] = []
@@ -216,6 +217,17 @@ def rows_digest(rows: Sequence[PredictRow], model: str) -> str:
     for row in rows:
         digest.update(json.dumps(asdict(row), sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _require_own_folder(storage: Storage) -> None:
+    foreign = [key for key in storage.list("") if key != MANIFEST_FILE and not key.startswith("part-")]
+    if foreign:
+        raise InputError(
+            f"the folder holds something else ({foreign[0]})",
+            field="output",
+            value=storage.uri,
+            allowed="an empty or new folder, or one with parts of the same input",
+        )
 
 
 def _present(storage: Storage, part: Part) -> PredictCounts | None:
