@@ -59,9 +59,12 @@ class PaperTable(BaseModel):
     @property
     def caption(self) -> str:
         """What was measured on what, and what the ± and brackets are."""
-        repeats = max(row.score.repeats for row in self.rows)
+        first, repeats = self.rows[0].score, max(row.score.repeats for row in self.rows)
+        all_of = f"{self.transcripts:,} transcripts of {self.genes:,} genes"
+        scored = f"{first.transcripts:,} of {first.genes:,}"
+        is_part = first.transcripts < self.transcripts
         return (
-            f"Ours: {self.transcripts:,} transcripts of {self.genes:,} genes, {self.protocol}. Labels: "
+            f"Ours: {all_of}{f' ({scored} are scored)' if is_part else ''}, {self.protocol}. Labels: "
             f"{self.label_provenance}. Mean over tissues; ± is the spread over {repeats} fits, brackets "
             "are 95% intervals over genes. Isoform order: pairs of a gene's isoforms put in the right order, "
             "chance 0.5; tissue profile: correlation over a transcript's tissues, their means taken off, "
