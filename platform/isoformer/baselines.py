@@ -123,25 +123,44 @@ def ridge_predictions(
 
 
 def nearest_gene_predictions(data: PinnedDataset, fit_rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Each row's (N, K) values are those of the fitted transcript of another gene whose RNA is most like it:
-    the one with the most equal slots of their MinHash sketches, several being averaged. A row that shares
-    nothing with any gets the fitted rows' mean. InputError where the dataset has no sketches.
+    """Values (N, K) of the fitted transcript of another gene whose RNA is most like a row's: the one with the
+    most equal slots of their MinHash sketches, several being averaged. A row that shares nothing with any,
+    and a fitted row, get the fitted rows' mean. InputError where the dataset has no sketches.
     """
-    from isoformer.homology import EMPTY
-
     if data.rna_sketches is None:
         raise InputError("the dataset has no sketches of its RNAs", field="rna_sketches")
     mean, _ = target_statistics(data, fit_rows)
     known = data.target_mask[fit_rows]
     values = np.where(known, data.targets[fit_rows], mean).astype(np.float64)
-    theirs, genes = data.rna_sketches[fit_rows], data.gene_ids[fit_rows]
+    equal_slots = _equal_slots_with(data.rna_sketches[fit_rows])
+    genes = data.gene_ids[fit_rows]
     predicted = np.tile(mean.astype(np.float64), (len(data), 1))
-    for row, own in enumerate(data.rna_sketches):
-        equal = ((theirs == own) & (own != EMPTY)).sum(axis=1)
+    for row in np.setdiff1d(np.arange(len(data)), fit_rows):
+        equal = equal_slots(data.rna_sketches[row])
         equal[genes == data.gene_ids[row]] = 0
-        if len(equal) and equal.max() > 0:
+        if equal.max(initial=0) > 0:
             predicted[row] = values[equal == equal.max()].mean(axis=0)
     return predicted
+
+
+def _equal_slots_with(sketches_FS: NDArray[np.uint32]) -> Callable[[NDArray[np.uint32]], NDArray[np.int64]]:
+    """How many slots of a sketch (S,) are equal to those of each of these, (F,). Slots are looked up in an
+    order, so that a comparison costs what is equal, not all there is.
+    """
+    from isoformer.homology import EMPTY
+
+    slot_S = np.arange(sketches_FS.shape[1], dtype=np.uint64) << np.uint64(32)
+    codes = (sketches_FS | slot_S).ravel()
+    order = np.argsort(codes, kind="stable")
+    codes, owner = codes[order], order // max(1, sketches_FS.shape[1])
+
+    def equal_slots(sketch_S: NDArray[np.uint32]) -> NDArray[np.int64]:
+        wanted = (sketch_S | slot_S)[sketch_S != EMPTY]
+        bounds = zip(*(np.searchsorted(codes, wanted, side) for side in ("left", "right")), strict=True)
+        found = [owner[first:last] for first, last in bounds]
+        return np.bincount(np.concatenate([*found, owner[:0]]), minlength=len(sketches_FS))
+
+    return equal_slots
 
 
 def target_statistics(

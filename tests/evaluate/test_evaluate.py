@@ -175,12 +175,27 @@ def test_the_nearest_gene_is_another_one_with_the_likest_rna() -> None:
     rnas[18] = rnas[0][:700] + rnas[18][:100]  # gene 9 is like gene 0
     rnas[19] = rnas[18]
     data = replace(data, rna_sketches=np.stack([sketch(rna, "rna") for rna in rnas]))
-    fit_rows = np.arange(16)
+    fit_rows = np.arange(17)  # of the last but one gene, an isoform
     predicted = nearest_gene_predictions(data, fit_rows)
     mean, _ = target_statistics(data, fit_rows)
     filled = np.where(data.target_mask, data.targets, mean)
     np.testing.assert_allclose(predicted[[18, 19]], np.stack([filled[0], filled[0]]))
-    np.testing.assert_allclose(predicted[0], mean, rtol=1e-6)  # its own gene does not count
+    np.testing.assert_allclose(predicted[0], mean, rtol=1e-6)
+    same = replace(data, rna_sketches=data.rna_sketches[[*range(17), 16, 18, 19]])  # type: ignore[index]
+    np.testing.assert_allclose(nearest_gene_predictions(same, fit_rows)[17], predicted[17])  # its own gene
+
+
+def test_equal_slots_are_those_of_a_plain_comparison() -> None:
+    from isoformer.baselines import _equal_slots_with
+    from isoformer.homology import EMPTY
+
+    rng = np.random.default_rng(0)
+    sketches = rng.integers(0, 6, size=(40, 16)).astype(np.uint32)
+    sketches[rng.random(sketches.shape) < 0.2] = EMPTY
+    equal_slots = _equal_slots_with(sketches[:30])
+    for sketch in sketches:
+        expected = ((sketches[:30] == sketch) & (sketch != EMPTY)).sum(axis=1)
+        np.testing.assert_array_equal(equal_slots(sketch), expected)
 
 
 def test_a_set_of_seeds_is_one_row_with_its_spread(tmp_path: Path) -> None:
