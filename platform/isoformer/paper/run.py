@@ -104,16 +104,17 @@ def _repeat(
 def _baseline_rows(
     row: Row, options: AblationConfig, datasets: Datasets, *, with_probe: bool
 ) -> Iterator[PaperRow]:
-    """What needs no model, over the same genes."""
+    """What needs no model, over the same genes; where a seed draws no folds, it changes nothing in these."""
     data = datasets.of(row.config)
     methods = {**baseline_predictors(data), **(probe_predictors(data) if with_probe else {})}
+    seeds = options.seeds[:1] if options.folds is None else options.seeds
     for (name, method), predict in methods.items():
 
         def predicted(fit: Fit, predict: Predict = predict) -> NDArray[np.floating]:
             scored = scored_rows(fit, data)
             return predict(np.setdiff1d(np.arange(len(data)), scored))[scored]
 
-        repeats = [_repeat(row, seed, options, data, predicted) for seed in options.seeds]
+        repeats = [_repeat(row, seed, options, data, predicted) for seed in seeds]
         uses = method not in WITHOUT_ENCODERS
         score = score_row(data, name, method, repeats, draws=options.draws, uses_encoders=uses)
         yield PaperRow(score=score, paper=None)
