@@ -98,7 +98,9 @@ def evaluate(
     names = read_seed_runs(storage, run) if is_seed_set(storage, run) else [run]
     folders = [RunFolder(storage, name) for name in names]
     settings = folders[0].settings()
-    data = data or load_dataset(root, settings.train.keys, encoders=settings.train.model.encoders)
+    data = data or load_dataset(
+        root, settings.train.keys, encoders=settings.train.model.encoders, sketches=True
+    )
     data = data.subset(settings.train.model.modalities)
     rows = data.rows(split)
     without = data.require_inputs(data.modalities, (split,))

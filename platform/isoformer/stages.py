@@ -399,7 +399,7 @@ def _ablation(settings: Settings, out: Output) -> ScoreTable:
     from isoformer.training.data import load_dataset
 
     inside = settings.train.model.encoders
-    data = load_dataset(settings.root, settings.first_keys(), encoders=inside)
+    data = load_dataset(settings.root, settings.first_keys(), encoders=inside, sketches=True)
     random_keys = settings.first_keys(random=True)
     random_data = load_dataset(settings.root, random_keys) if random_keys else None
     with out.progress("ablation") as advance:

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -56,7 +57,7 @@ def run_fit(fit: Fit, data: PinnedDataset) -> NDArray[np.float32]:
 
 
 class Datasets:
-    """Each combination of embeddings and tokens, read once."""
+    """Each combination of embeddings and tokens, read once; the RNAs' sketches, the same for all, once."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -67,7 +68,9 @@ class Datasets:
         inside = {m: one.model_dump(mode="json") for m, one in config.model.encoders.items()}
         name = json.dumps([keys, inside], sort_keys=True)
         if name not in self.loaded:
-            self.loaded[name] = load_dataset(self.root, keys, encoders=config.model.encoders)
+            first = next(iter(self.loaded.values()), None)
+            data = load_dataset(self.root, keys, encoders=config.model.encoders, sketches=first is None)
+            self.loaded[name] = data if first is None else replace(data, rna_sketches=first.rna_sketches)
         return self.loaded[name]
 
 

@@ -258,8 +258,10 @@ def load_dataset(
     encoders: Mapping[Modality, EncoderInside] | None = None,
     mode: Literal["auto", "pinned", "streamed"] = "auto",
     memory_limit_bytes: int | None = None,
+    sketches: bool = False,
 ) -> PinnedDataset:
     """Read transcripts and embeddings under `root` into memory, and tokenise for `encoders` inside the model.
+    `sketches` adds those of the RNAs, which the nearest-gene baseline needs.
 
     `streamed` leaves the embeddings in the store; `auto` does where they do not fit.
     `memory_limit_bytes` null: 80% of what this machine has free. Raises InputError where the estimate does
@@ -291,7 +293,7 @@ def load_dataset(
     else:
         check_memory(needed_bytes, memory_limit_bytes)
     tokenised = {m: JoinedTokens(storage, manifest, m, settings) for m, settings in inside.items()}
-    columns = JoinedColumns()
+    columns = JoinedColumns(sketches=sketches)
     for index in range(len(manifest.shards)):
         table = read_shard(storage, index)
         columns.add(table)

@@ -25,9 +25,10 @@ TEXT_COLUMNS: Final = {"transcript_id": "transcript_ids", "gene_id": "gene_ids",
 
 
 class JoinedColumns:
-    """Collects the transcripts' own columns."""
+    """Collects the transcripts' own columns; with `sketches`, a MinHash of each RNA."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, sketches: bool = False) -> None:
+        self.sketches = sketches
         self.parts: list[dict[str, NDArray[Any]]] = []
         self.feature_names: tuple[str, ...] = ()
 
@@ -43,16 +44,10 @@ class JoinedColumns:
             raise InputError(
                 "targets are not finite", record=str(text["transcript_ids"][bad[0]]), field="targets"
             )
-        sketches = np.stack([sketch(rna or "", "rna") for rna in table["rna"].to_pylist()])
-        self.parts.append(
-            {
-                **text,
-                "targets": targets,
-                "target_mask": target_mask,
-                "features": features,
-                "rna_sketches": sketches,
-            }
-        )
+        part = {**text, "targets": targets, "target_mask": target_mask, "features": features}
+        if self.sketches:
+            part["rna_sketches"] = np.stack([sketch(rna or "", "rna") for rna in table["rna"].to_pylist()])
+        self.parts.append(part)
 
     def whole(self) -> dict[str, Any]:
         """All columns by field name. InputError where there is not one row."""
