@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from isoformer.training.data import PinnedDataset
 
 SHARDS: Final = 12
-TRANSCRIPTS_A_SHARD: Final = 160
+TRANSCRIPTS_A_SHARD: Final = 60
 EPOCHS: Final = 4
 PROTEINS: Final = 24
 RESOLUTION: Final = f"bins:{POSITIONS}"
