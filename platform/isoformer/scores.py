@@ -13,6 +13,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ from isoformer.isoform_metrics import isoform_metrics, specificity_metrics
 from isoformer.metrics import SCORES, RegressionMetrics, gene_bootstrap, regression_metrics
 from isoformer.schema import Modality
 from isoformer.training.data import PinnedDataset
+
+WITHIN: Final = ("isoform_order", "tissue_profile")
+"""What a row has beside `SCORES`: no mean over tissues would show it."""
 
 
 class Score(BaseModel):
@@ -208,7 +212,7 @@ def _flat(row: ScoreRow, protocol: str) -> dict[str, str | int | float | None]:
     for name in SCORES:
         score: Score = getattr(row, name)
         flat |= {f"{name}{suffix}": value for suffix, value in _fields(score).items()}
-    for name in ("isoform_order", "tissue_profile"):
+    for name in WITHIN:
         score = getattr(row, name)
         flat |= {name: score.value, f"{name}_sd": score.sd}
     return flat

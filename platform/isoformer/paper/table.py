@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from pydantic import BaseModel, ConfigDict
 
 from isoformer.paper.results import PaperResult
-from isoformer.scores import Score, ScoreRow
+from isoformer.scores import WITHIN, Score, ScoreRow
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -169,7 +169,7 @@ def _flat(row: PaperRow) -> dict[str, object]:
         value: Score = getattr(score, name)
         flat |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
         flat[f"{name}_sd"] = value.sd
-    for name in ("isoform_order", "tissue_profile"):
+    for name in WITHIN:
         value = getattr(score, name)
         flat |= {name: value.value, f"{name}_sd": value.sd}
     paper = row.paper or PaperResult(encoders="")
