@@ -43,7 +43,7 @@ format: install
 # Pin the newest versions that pyproject.toml allows. The local-version tag of a CPU wheel is taken off, so that the
 # same lock serves machines with and without a GPU.
 lock: install
-	$(BIN)/uv pip compile --quiet --python-version 3.11 --extra benchmark --extra dev --extra dashboards --no-emit-find-links \
+	$(BIN)/uv pip compile --quiet --python-version 3.11 --extra benchmark --extra databases --extra dev --extra dashboards --no-emit-find-links \
 		--no-emit-index-url --no-annotate --no-header pyproject.toml -o $(LOCK)
 	sed -i -e '/^cuda-/d' -e '/^nvidia-/d' -e '/^triton==/d' -e 's/^\(torch==[0-9.]*\)+cpu/\1/' $(LOCK)
 
