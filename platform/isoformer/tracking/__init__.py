@@ -3,7 +3,8 @@
     config  where the runs go (a local SQLite store by default) and the command that opens the UI
     tracker what callers use: start_run, log_metrics, log_text, log_file, end_run
     journal every event is written to a local JSONL file before anything else happens to it
-    sink    the only module that talks to MLflow, on a background thread
+    links   the pages of runs in MLflow's UI
+    sink    the only module that writes to MLflow, on a background thread
 
 An event that MLflow has taken is acknowledged in the journal; a journal with nothing outstanding is deleted.
 What a dead server (or a killed process) left outstanding is sent by `replay`.
@@ -18,6 +19,7 @@ from isoformer.tracking.config import (
     open_line,
     run_key,
 )
+from isoformer.tracking.links import run_links
 from isoformer.tracking.scores import log_ablation, log_evaluation
 from isoformer.tracking.tracker import ReplayReport, TrackedRun, Tracker, probe, replay
 
@@ -36,4 +38,5 @@ __all__ = [
     "probe",
     "replay",
     "run_key",
+    "run_links",
 ]

@@ -19,6 +19,7 @@ from isoformer.config import FrozenConfig
 from isoformer.schema import Modality
 
 DEFAULT_FOLDER = "isoformer-work"
+UI_PORT = 5000
 PARAM_LIMIT = 500
 
 
@@ -69,6 +70,12 @@ class TrackingConfig(FrozenConfig):
         return re.sub(r"(?<=://)([^/@:]+):[^/@]*@", r"\1:***@", self.resolved_uri)
 
     @property
+    def ui_address(self) -> str:
+        """Where the UI is, without a slash at the end: the server, or where `open_line` serves a store."""
+        is_server = self.resolved_uri.startswith(("http://", "https://"))
+        return self.resolved_uri.rstrip("/") if is_server else f"http://127.0.0.1:{UI_PORT}"
+
+    @property
     def journal_folder(self) -> Path:
         """Where events wait that MLflow has not acknowledged."""
         return self.local_folder / "tracking-journal"
@@ -88,7 +95,7 @@ def local_path(root: str) -> Path | None:
     return Path(root.removeprefix("file://")).resolve()
 
 
-def open_line(config: TrackingConfig, *, port: int = 5000) -> str:
+def open_line(config: TrackingConfig, *, port: int = UI_PORT) -> str:
     """The command (or address) that opens these runs in a browser."""
     if config.resolved_uri.startswith(("http://", "https://")):
         return config.resolved_uri
