@@ -7,6 +7,7 @@ Each configuration class sits beside the code that it configures; `settings.py` 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -79,6 +80,12 @@ def to_yaml(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def without_password(text: str) -> str:
+    """`text` with every password in an address replaced by ***."""
+    masked = re.sub(r"(?<=://)([^/@:\s]*):[^@\s]*@", r"\1:***@", text)
+    return re.sub(r"(?<=[?&])(password|sslpassword)=[^&\s'\"]*", r"\1=***", masked)
+
+
 def _copied(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in data.items()}
 
@@ -90,7 +97,7 @@ def _explained(item: Any, config_class: type[BaseModel]) -> str:
         close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         return f"unknown key {path!r}{hint} allowed: {', '.join(known)}"
-    return f"{path}: {item['msg']}, got {item.get('input')!r}"
+    return f"{path}: {item['msg']}, got {without_password(repr(item.get('input')))}"
 
 
 def _keys_at(config_class: type[BaseModel], location: tuple[Any, ...]) -> list[str]:

@@ -1,33 +1,14 @@
-"""The same promises against MLflow itself: its SQLite store, and a real server that is killed mid-run."""
+"""The same promises against MLflow itself, on its SQLite store."""
 
 from __future__ import annotations
 
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from isoformer.tracking import Tracker, TrackingConfig, probe, replay
-
-
-def client_of(config: TrackingConfig) -> Any:
-    from mlflow.tracking import MlflowClient
-
-    return MlflowClient(tracking_uri=config.resolved_uri)
-
-
-def runs_of(config: TrackingConfig) -> dict[str, Any]:
-    client = client_of(config)
-    experiment = client.get_experiment_by_name(config.experiment)
-    return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+from isoformer.tracking import Tracker, TrackingConfig, probe
+from tracking.made_runs import client_of, runs_of
 
 
 @pytest.fixture(scope="module")
@@ -97,81 +78,3 @@ def test_probe_counts_the_runs(store: TrackingConfig) -> None:
 def test_nothing_is_sent_to_the_makers_of_mlflow(store: TrackingConfig) -> None:
     probe(store, "unused")
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
-
-
-class Server:
-    """`mlflow server` on loopback, killed as hard as can be: with its whole process group."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with socket.socket() as probe_socket:
-            probe_socket.bind(("127.0.0.1", 0))
-            self.port = probe_socket.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db", "--workers", "1"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        quick = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        environment = {**os.environ, **quick}
-        log = (self.folder / "server.log").open("ab")
-        self.process = subprocess.Popen(
-            command, stdout=log, stderr=log, env=environment, start_new_session=True, cwd=self.folder
-        )
-        log.close()
-        self._wait_until_up()
-
-    def kill(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-    def _wait_until_up(self) -> None:
-        deadline = time.monotonic() + 200
-        while time.monotonic() < deadline:
-            try:
-                with urllib.request.urlopen(f"{self.url}/health", timeout=2):
-                    return
-            except OSError:
-                time.sleep(0.3)
-        raise TimeoutError((self.folder / "server.log").read_text()[-2000:])
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    server = Server(tmp_path)
-    server.start()
-    yield server
-    server.kill()
-
-
-@pytest.mark.slow
-def test_a_server_killed_mid_run_loses_nothing(
-    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    config = TrackingConfig(uri=server.url, folder=str(tmp_path), retry_seconds=0.5, close_seconds=60)
-    tracker = Tracker(config)
-    run = tracker.start_run("killed-server")
-    tracker.log_metrics(run, {"loss": 0.0}, step=0)
-    assert any(tracker.flush(30) for _ in range(10)), "a busy server may need more than one try"
-    caplog.clear()
-    server.kill()
-    start = time.perf_counter()
-    for step in range(1, 200):
-        tracker.log_metrics(run, {"loss": float(step)}, step=step)
-    tracker.log_text(run, "a: 1\n", "config.yaml")
-    tracker.end_run(run)
-    assert time.perf_counter() - start < 2, "the work does not wait for a dead server"
-    assert tracker.close() == 201
-    assert caplog.text.count("does not answer") == 1
-
-    server.start()
-    report = replay(config)
-    assert (report.sent, report.waiting) == (201, 0)
-    finished = runs_of(config)["killed-server"]
-    history = client_of(config).get_metric_history(finished.info.run_id, "loss")
-    assert sorted(metric.step for metric in history) == list(range(200))
-    assert finished.info.status == "FINISHED"

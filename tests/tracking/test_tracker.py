@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from isoformer.tracking import (
     run_key,
 )
 from isoformer.tracking.journal import Event
-from isoformer.tracking.sink import RejectedError
+from isoformer.tracking.sink import CredentialsError, RejectedError
 
 
 class MemorySink:
@@ -29,6 +30,7 @@ class MemorySink:
     def __init__(self, *, down: bool = False) -> None:
         self.down = down
         self.calls: list[list[Event]] = []
+        self.files: dict[str, str] = {}
 
     def warm(self) -> None:
         pass
@@ -39,6 +41,7 @@ class MemorySink:
         if any("refused" in event.get("values", {}) for event in events):
             raise RejectedError("not this one")
         self.calls.append(list(events))
+        self.files |= {event["file"]: Path(event["file"]).read_text() for event in events if "file" in event}
 
     @property
     def events(self) -> list[Event]:
@@ -125,6 +128,63 @@ def test_one_refused_metric_does_not_block_or_drop_its_neighbours(config: Tracki
     ]
 
 
+def test_events_are_collected_and_go_off_together(config: TrackingConfig) -> None:
+    sink = MemorySink()
+    with Tracker(config.edited(batch_seconds=60.0), sink=sink) as tracker:
+        run = tracker.start_run("final")
+        for step in range(5):
+            tracker.log_metrics(run, {"loss": 1.0}, step=step)
+            time.sleep(0.01)
+        assert sink.calls == [], "they wait for more"
+        assert tracker.flush(5), "but not where somebody waits for them"
+        assert [len(call) for call in sink.calls] == [6]
+
+
+def test_one_failure_is_no_outage(config: TrackingConfig, caplog: pytest.LogCaptureFixture) -> None:
+    class HiccupSink(MemorySink):
+        def send(self, events: list[Event]) -> None:
+            failed, self.down = self.down, False
+            if failed:
+                raise ConnectionError("an idle connection was closed")
+            super().send(events)
+
+    sink = HiccupSink(down=True)
+    with Tracker(config, sink=sink) as tracker:
+        tracker.start_run("final")
+        assert tracker.flush()
+    assert len(sink.events) == 1 and caplog.text == ""
+
+
+def test_refused_credentials_are_said_once_and_named(
+    config: TrackingConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    class LockedSink(MemorySink):
+        def send(self, events: list[Event]) -> None:
+            raise CredentialsError("401")
+
+    tracker = Tracker(config, sink=LockedSink())
+    run = tracker.start_run("final")
+    for _ in range(3):
+        tracker.log_metrics(run, {"loss": 1.0})
+        assert not tracker.flush()
+    assert caplog.text.count("refuses the credentials") == 1
+    assert "MLFLOW_TRACKING_USERNAME" in caplog.text and "mlflow.db" in caplog.text
+    assert tracker.close() == 4
+
+
+def test_only_a_key_that_is_new_goes_without_a_search(config: TrackingConfig) -> None:
+    killed = Tracker(config, sink=MemorySink(down=True))
+    killed.start_run("made here")
+    killed.start_run("made for us", key="a", is_new=True)
+    killed.start_run("opened again", key="b")
+    killed.close()
+    lines = next(config.journal_folder.glob("*.jsonl")).read_text().splitlines()
+    assert [json.loads(line)["new"] for line in lines] == [True, True, False]
+    sink = MemorySink()
+    replay(config, sink=sink)
+    assert not any("new" in event for event in sink.events), "the killed process may have sent them"
+
+
 def test_calls_return_at_once_while_the_sink_hangs(config: TrackingConfig) -> None:
     class SlowSink(MemorySink):
         def warm(self) -> None:
@@ -149,7 +209,8 @@ def test_a_file_may_be_deleted_as_soon_as_it_is_logged(config: TrackingConfig, t
         run.set_tags({"a": "b"})
         run.log_metrics({"loss": 0.5}, 3)
     copied = Path(sink.events[1]["file"])
-    assert copied.name == "config.yaml" and copied.read_text() == "a: 1"
+    assert copied.name == "config.yaml" and sink.files[str(copied)] == "a: 1"
+    assert not copied.exists()
     assert [event["op"] for event in sink.events] == ["start", "file", "tags", "metrics"]
 
 
@@ -182,8 +243,8 @@ def test_the_default_store_lies_in_a_local_root_but_not_in_a_bucket(tmp_path: Pa
 
 
 def test_a_password_in_the_address_is_not_shown() -> None:
-    config = TrackingConfig(uri="https://anna:secret@tracker.example")
-    assert config.shown_uri == "https://anna:***@tracker.example"
+    config = TrackingConfig(uri="postgresql://anna:secret@tracker.example/runs")
+    assert config.shown_uri == "postgresql://anna:***@tracker.example/runs"
 
 
 def test_an_unknown_address_is_refused_at_the_door() -> None:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
 from isoformer import __version__
-from isoformer.config import FrozenConfig
+from isoformer.config import FrozenConfig, without_password
 from isoformer.schema import Modality
 
 DEFAULT_FOLDER = "isoformer-work"
 UI_PORT = 5000
+SERVER_SCHEMES = ("http://", "https://")
 PARAM_LIMIT = 500
 
 
@@ -27,7 +28,11 @@ class TrackingConfig(FrozenConfig):
     """`uri` null: a SQLite store `<folder>/mlflow.db` with artefacts beside it; or the address of a server.
 
     `folder` also holds the journals of events that a server has not taken yet (`<folder>/tracking-journal/`).
+    A server's credentials come from the environment alone. A database's password may stand in `uri`; it is
+    never shown, logged or saved.
     """
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     uri: str | None = None
     experiment: str = Field(default="isoformer", min_length=1)
@@ -39,6 +44,12 @@ class TrackingConfig(FrozenConfig):
     close_seconds: float = Field(
         default=60.0, gt=0, description="longest wait for outstanding events at the end"
     )
+    batch_seconds: float = Field(
+        default=2.0, ge=0, description="events are collected for so long before they go off together"
+    )
+    system_metrics_seconds: float | None = Field(
+        default=30.0, gt=0, description="between two samples of processor, memory and GPUs; null: none"
+    )
 
     @field_validator("uri")
     @classmethod
@@ -46,7 +57,21 @@ class TrackingConfig(FrozenConfig):
         allowed = ("sqlite:///", "http://", "https://", "postgresql", "mysql")
         if uri is not None and not uri.startswith(allowed):
             raise ValueError(f"must be null or start with one of {', '.join(allowed)}")
+        if uri is not None and uri.startswith(SERVER_SCHEMES) and "@" in urlsplit(uri).netloc:
+            raise ValueError(
+                "must hold no user name or password: set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment"
+            )
         return uri
+
+    @field_serializer("uri", when_used="json-unless-none")
+    def _written_uri(self, uri: str) -> str:
+        """What is saved beside artefacts: a database's password is not."""
+        return without_password(uri)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, without_password(value) if name == "uri" and value else value
 
     @property
     def local_folder(self) -> Path:
@@ -67,13 +92,23 @@ class TrackingConfig(FrozenConfig):
     @property
     def shown_uri(self) -> str:
         """The address without the password it may hold."""
-        return re.sub(r"(?<=://)([^/@:]+):[^/@]*@", r"\1:***@", self.resolved_uri)
+        return without_password(self.resolved_uri)
+
+    @property
+    def is_server(self) -> bool:
+        """Whether the runs go to an MLflow server; else straight into a database."""
+        return self.resolved_uri.startswith(SERVER_SCHEMES)
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether this is a SQLite store that nobody has made yet: asking would make it."""
+        _, is_sqlite, path = self.resolved_uri.partition("sqlite:///")
+        return bool(is_sqlite) and not Path(path).exists()
 
     @property
     def ui_address(self) -> str:
         """Where the UI is, without a slash at the end: the server, or where `open_line` serves a store."""
-        is_server = self.resolved_uri.startswith(("http://", "https://"))
-        return self.resolved_uri.rstrip("/") if is_server else f"http://127.0.0.1:{UI_PORT}"
+        return self.resolved_uri.rstrip("/") if self.is_server else f"http://127.0.0.1:{UI_PORT}"
 
     @property
     def journal_folder(self) -> Path:
@@ -83,7 +118,7 @@ class TrackingConfig(FrozenConfig):
     @property
     def artifact_location(self) -> str | None:
         """Artefacts of a local store lie beside it; a server decides for itself (null)."""
-        if self.resolved_uri.startswith(("http://", "https://")):
+        if self.is_server:
             return None
         return (self.local_folder / "mlartifacts").as_uri()
 
@@ -96,10 +131,10 @@ def local_path(root: str) -> Path | None:
 
 
 def open_line(config: TrackingConfig, *, port: int = UI_PORT) -> str:
-    """The command (or address) that opens these runs in a browser."""
-    if config.resolved_uri.startswith(("http://", "https://")):
+    """The command (or address) that opens these runs in a browser; a password is left to fill in."""
+    if config.is_server:
         return config.resolved_uri
-    store = shlex.quote(config.resolved_uri)
+    store = shlex.quote(config.shown_uri)
     return f"{_mlflow_command()} ui --backend-store-uri {store} --host 127.0.0.1 --port {port}"
 
 

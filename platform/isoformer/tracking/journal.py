@@ -2,6 +2,7 @@
 
 One JSON object a line. `{"seq": 7, "op": "metrics", …}` is an event; `{"done": 7}` says that MLflow has it;
 `{"rejected": 7, "reason": …}` that MLflow refused it for good. A file whose events are all done is deleted.
+Files to upload lie in `files/` beside it, as copies of ours, until MLflow has them.
 The owner holds a lock on its file, so that a replay never takes the events of a run that is still alive.
 """
 
@@ -11,9 +12,11 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TextIO
 
@@ -22,12 +25,21 @@ Event = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """An event that MLflow refused for good, and why."""
+
+    op: str
+    run: str
+    reason: str
+
+
 class Journal:
     """The journal of one tracker. Where the disk refuses, a warning says so and events go on in memory."""
 
     def __init__(self, path: Path, stream: TextIO | None, outstanding: dict[int, Event]) -> None:
         self.path = path
-        self.rejected = 0
+        self.refusals: list[Refusal] = []
         self._stream = stream
         self._outstanding = outstanding
         self._next = max(outstanding, default=-1) + 1
@@ -72,10 +84,10 @@ class Journal:
             if other is None:
                 alive += 1
                 continue
-            for event in other.outstanding:
-                self.write({key: value for key, value in event.items() if key != "seq"})
+            for event in other.outstanding:  # "new" no more: its start may have reached MLflow
+                self.write({key: value for key, value in event.items() if key not in ("seq", "new")})
                 taken += 1
-            other.acknowledge(other.outstanding)
+            other._mark_done(other.outstanding)
             other.close()
         return taken, alive
 
@@ -93,26 +105,39 @@ class Journal:
         return numbered
 
     def acknowledge(self, events: Iterable[Event]) -> None:
-        """MLflow has these."""
-        done = [event["seq"] for event in events]
-        for seq in done:
-            self._outstanding.pop(seq, None)
-        self._append([{"done": seq} for seq in done])
+        """MLflow has these: copies of files that they held can go."""
+        listed = list(events)
+        self._mark_done(listed)
+        for event in listed:
+            if event["op"] == "file":
+                shutil.rmtree(Path(event["file"]).parent, ignore_errors=True)
 
     def reject(self, event: Event, reason: str) -> None:
         """MLflow refused this one for good: sending it again would block all that follow."""
         self._outstanding.pop(event["seq"], None)
-        self.rejected += 1
+        self.refusals.append(Refusal(event["op"], event["run"], reason))
         self._append([{"rejected": event["seq"], "reason": reason}])
 
     def close(self) -> None:
         """Delete the file where nothing is outstanding or rejected, else leave it for `replay`."""
         if self._stream is None:
             return
-        if not self._outstanding and not self.rejected:
+        if not self._outstanding and not self.refusals:
             self.path.unlink(missing_ok=True)
         self._stream.close()
         self._stream = None
+
+    def copy_file(self, path: Path) -> Path:
+        """A copy of `path` under the same name, kept until the event that names it is acknowledged."""
+        copy = self.path.parent / "files" / uuid.uuid4().hex / path.name
+        copy.parent.mkdir(parents=True)
+        shutil.copyfile(path, copy)
+        return copy
+
+    def _mark_done(self, events: list[Event]) -> None:
+        for event in events:
+            self._outstanding.pop(event["seq"], None)
+        self._append([{"done": event["seq"]} for event in events])
 
     def _append(self, lines: list[Event]) -> None:
         if self._stream is None:
@@ -125,9 +150,25 @@ class Journal:
             self._stream = None
 
 
+def is_in_use(path: Path) -> bool:
+    """Whether the owner of a journal is alive."""
+    with path.open("a+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def read_outstanding(path: Path) -> dict[int, Event]:
     """Events of a journal that are neither done nor rejected; a line torn by a kill is left out."""
+    return read_journal(path)[0]
+
+
+def read_journal(path: Path) -> tuple[dict[int, Event], list[Refusal]]:
+    """What is outstanding in a journal, and what MLflow refused; a line torn by a kill is left out."""
     events: dict[int, Event] = {}
+    refusals: list[Refusal] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             entry = json.loads(line)
@@ -136,6 +177,8 @@ def read_outstanding(path: Path) -> dict[int, Event]:
             continue
         if "op" in entry:
             events[entry["seq"]] = entry
-        else:
-            events.pop(entry.get("done", entry.get("rejected")), None)
-    return events
+            continue
+        event = events.pop(entry.get("done", entry.get("rejected")), None)
+        if "rejected" in entry and event is not None:
+            refusals.append(Refusal(event["op"], event["run"], entry["reason"]))
+    return events, refusals

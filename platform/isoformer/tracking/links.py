@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isoformer.tracking.config import TrackingConfig
@@ -30,7 +29,7 @@ def run_links(config: TrackingConfig, keys: Sequence[str], *, timeout_seconds: f
     For a local store the page is where the command of `open_line` serves it. Empty where tracking is off, or
     the store is not there or does not answer in `timeout_seconds`. One search, whatever the number of keys.
     """
-    if not keys or not config.enabled or _is_missing(config):
+    if not keys or not config.enabled or config.is_missing:
         return {}
     quiet_environment()
     import mlflow.tracking  # noqa: F401 here, since two threads can meet a half-imported module
@@ -85,9 +84,3 @@ def _tagged_runs(client: Any, experiment_id: str) -> Iterator[Run]:
         token = page.token
         if not token:
             return
-
-
-def _is_missing(config: TrackingConfig) -> bool:
-    """Asking a SQLite store that is not there would make it, which takes seconds."""
-    _, is_sqlite, path = config.resolved_uri.partition("sqlite:///")
-    return bool(is_sqlite) and not Path(path).exists()

@@ -1,34 +1,59 @@
-"""The only module that talks to MLflow: takes events, makes client calls with explicit run ids.
+"""The only module that writes to MLflow: takes events, makes client calls with explicit run ids.
 
 A run is found by our own key in the tag `isoformer.run`, never by "the active run": so any process can add to
-it, and sending an event twice changes nothing (MLflow keys a metric by name, step, time and value).
+it, and sending an event twice changes nothing (MLflow keys a metric by name, step, time and value). A key
+that this process has just made is not searched for, unless an earlier try may have reached MLflow.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import shutil
-from collections import defaultdict
+import posixpath
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isoformer.tracking.config import TrackingConfig
 from isoformer.tracking.journal import Event
+from isoformer.tracking.merging import RunPart, merged
 
 if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput, Run
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
     from mlflow.tracking import MlflowClient
 
 RUN_KEY_TAG = "isoformer.run"
-METRICS_A_REQUEST = 1000
-PARAMS_A_REQUEST = 100
+CREDENTIALS = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 
 REFUSED_FOR_GOOD = frozenset(
     {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
 )
+REFUSED_CREDENTIALS = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED"})
 
 
 class RejectedError(Exception):
     """MLflow has understood the event and will never take it."""
+
+
+class CredentialsError(Exception):
+    """The server answers, and does not let us in: with other credentials it may."""
+
+
+@dataclass
+class OpenRun:
+    """A run as MLflow knows it."""
+
+    id: str
+    artifact_uri: str
+    running: bool
+
+    @classmethod
+    def of(cls, run: Run) -> OpenRun:
+        return cls(run.info.run_id, run.info.artifact_uri, run.info.status == "RUNNING")
 
 
 class MlflowSink:
@@ -38,47 +63,60 @@ class MlflowSink:
         self._config = config
         self._client: MlflowClient | None = None
         self._experiment_id = ""
-        self._run_ids: dict[str, str] = {}
+        self._runs: dict[str, OpenRun] = {}
+        self._tried: set[str] = set()
 
     def send(self, events: list[Event]) -> None:
-        """One event of any kind, or several of kind "metrics" (one request a run)."""
-        from mlflow.exceptions import MlflowException
-
-        try:
+        """Events in their order. Where this raises, some of them may have arrived: send all of them again."""
+        with self._translated():
             self._connect()
-            if events[0]["op"] == "metrics":
-                self._metrics(events)
-            else:
-                getattr(self, f"_{events[0]['op']}")(events[0])
-        except LookupError as error:
-            raise RejectedError(str(error)) from error
-        except MlflowException as error:
-            if error.error_code in REFUSED_FOR_GOOD:
-                raise RejectedError(str(error)) from error
-            raise
+            for part in merged(events):
+                self._deliver(part)
 
     def run_id(self, key: str) -> str:
         """MLflow's id of our run. LookupError where MLflow does not know the run (yet)."""
-        if key not in self._run_ids:
-            found = self._search(key)
-            if found is None:
-                raise LookupError(f"MLflow at {self._config.shown_uri} has no run tagged {RUN_KEY_TAG}={key}")
-            self._run_ids[key] = found
-        return self._run_ids[key]
+        return self._located(key).id
 
     def warm(self) -> None:
         """Import MLflow and make a fresh store's tables (seconds) before the first event needs them."""
-        self._connect()
+        with self._translated():
+            self._connect()
 
     def count_runs(self) -> int:
         """Runs of the experiment, at most 1,000: a question that any store must be able to answer."""
-        self._connect()
-        return len(self._mlflow.search_runs([self._experiment_id], max_results=1000))
+        with self._translated():
+            self._connect()
+            return len(self._mlflow.search_runs([self._experiment_id], max_results=1000))
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """MLflow's errors as ours: refused for good, not let in; all others mean later."""
+        quiet_environment()
+        from mlflow.exceptions import MlflowException, RestException
+
+        try:
+            yield
+        except LookupError as error:
+            raise RejectedError(str(error)) from error
+        except MlflowException as error:
+            if error.error_code in REFUSED_CREDENTIALS:
+                raise CredentialsError(str(error)) from error
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # another store than the one that we knew
+                self._client = None
+                self._runs.clear()
+            # what is not MLflow's own answer comes from something else at that address, which may go
+            is_answer = not self._config.is_server or isinstance(error, RestException)
+            if is_answer and error.error_code in REFUSED_FOR_GOOD:
+                raise RejectedError(str(error)) from error
+            raise
+        except OSError as error:  # requests' errors are OSErrors; an artefact's upload raises its HTTPError
+            if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+                raise CredentialsError(str(error)) from error
+            raise
 
     def _connect(self) -> None:
         if self._client is not None:
             return
-        quiet_environment()
         from mlflow.tracking import MlflowClient
 
         for name in ("mlflow.store.db.utils", "alembic", "mlflow.tracking"):
@@ -92,65 +130,101 @@ class MlflowSink:
         assert self._client is not None, "connect first"
         return self._client
 
-    def _search(self, key: str) -> str | None:
+    def _deliver(self, part: RunPart) -> None:
+        run = self._located(part.run) if part.start is None else self._opened(part.start, ends=part.end)
+        self._log(run, part)
+        if part.inputs:
+            self._mlflow.log_inputs(run.id, [_dataset_input(event) for event in part.inputs])
+        if part.artifacts:
+            repository = _repository(run, self._config)
+            for event in part.artifacts:
+                _upload(event, repository)
+        if part.end is not None:
+            status, time_ms = part.end["status"], part.end["time"]
+            self._mlflow.set_terminated(run.id, status=status, end_time=time_ms)
+            run.running = False
+
+    def _located(self, key: str) -> OpenRun:
+        if key not in self._runs:
+            found = self._search(key)
+            if found is None:
+                raise LookupError(f"MLflow at {self._config.shown_uri} has no run tagged {RUN_KEY_TAG}={key}")
+            self._runs[key] = OpenRun.of(found)
+        return self._runs[key]
+
+    def _opened(self, start: Event, *, ends: Event | None) -> OpenRun:
+        """The run of a start event: made where it is not there, else open again."""
+        key = start["run"]
+        is_known_new = start.get("new", False) and key not in self._tried
+        self._tried.add(key)
+        found = None if is_known_new or key in self._runs else self._search(key)
+        if found is not None:
+            self._runs[key] = OpenRun.of(found)
+        elif key not in self._runs:
+            self._runs[key] = OpenRun.of(self._created(start))
+        run = self._runs[key]
+        if not run.running and ends is None:
+            self._mlflow.update_run(run.id, status="RUNNING")
+            run.running = True
+        return run
+
+    def _search(self, key: str) -> Run | None:
+        """The oldest with this key, so that all who ask find the same."""
         runs = self._mlflow.search_runs(
-            [self._experiment_id], f"tags.`{RUN_KEY_TAG}` = '{key}'", max_results=1
+            [self._experiment_id],
+            f"tags.`{RUN_KEY_TAG}` = '{key}'",
+            max_results=1,
+            order_by=["attributes.start_time ASC"],
         )
-        return runs[0].info.run_id if runs else None
+        return runs[0] if runs else None
 
-    def _start(self, event: Event) -> None:
-        found = self._search(event["run"])
-        if found is None:
-            found = self._created(event)
-        else:
-            self._mlflow.update_run(found, status="RUNNING")
-        self._run_ids[event["run"]] = found
-        self._log_params(found, event["params"])
-
-    def _created(self, event: Event) -> str:
+    def _created(self, event: Event) -> Run:
         tags = {RUN_KEY_TAG: event["run"], **event["tags"]}
         if event["parent"]:
             tags["mlflow.parentRunId"] = self.run_id(event["parent"])
-        run = self._mlflow.create_run(
+        return self._mlflow.create_run(
             self._experiment_id, start_time=event["time"], tags=tags, run_name=event["name"]
         )
-        return run.info.run_id
 
-    def _log_params(self, run_id: str, params: dict[str, str]) -> None:
-        from mlflow.entities import Param
+    def _log(self, run: OpenRun, part: RunPart) -> None:
+        """Parameters, tags and metrics in one request (the client splits what is too much for one)."""
+        from mlflow.entities import Metric, Param, RunTag
 
-        listed = [Param(key, value) for key, value in params.items()]
-        for start in range(0, len(listed), PARAMS_A_REQUEST):
-            self._mlflow.log_batch(run_id, params=listed[start : start + PARAMS_A_REQUEST])
+        metrics = [
+            Metric(key, value, event["time"], event["step"])
+            for event in part.metrics
+            for key, value in event["values"].items()
+        ]
+        params = [Param(key, value) for key, value in part.params.items()]
+        tags = [RunTag(key, value) for key, value in part.tags.items()]
+        if metrics or params or tags:
+            self._mlflow.log_batch(run.id, metrics=metrics, params=params, tags=tags)
 
-    def _metrics(self, events: list[Event]) -> None:
-        from mlflow.entities import Metric
 
-        by_run: dict[str, list[Metric]] = defaultdict(list)
-        for event in events:
-            for key, value in event["values"].items():
-                by_run[event["run"]].append(Metric(key, value, event["time"], event["step"]))
-        for key, metrics in by_run.items():
-            for start in range(0, len(metrics), METRICS_A_REQUEST):
-                self._mlflow.log_batch(self.run_id(key), metrics=metrics[start : start + METRICS_A_REQUEST])
+def _dataset_input(event: Event) -> DatasetInput:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    def _tags(self, event: Event) -> None:
-        from mlflow.entities import RunTag
+    return DatasetInput(Dataset(**event["dataset"]), [InputTag("mlflow.data.context", event["context"])])
 
-        tags = [RunTag(key, value) for key, value in event["tags"].items()]
-        self._mlflow.log_batch(self.run_id(event["run"]), tags=tags)
 
-    def _text(self, event: Event) -> None:
-        self._mlflow.log_text(self.run_id(event["run"]), event["text"], event["path"])
+def _repository(run: OpenRun, config: TrackingConfig) -> ArtifactRepository:
+    """Where the run's artefacts go: known from the run, so that MLflow need not be asked again."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    def _file(self, event: Event) -> None:
+    return get_artifact_repository(run.artifact_uri, tracking_uri=config.resolved_uri)
+
+
+def _upload(event: Event, repository: ArtifactRepository) -> None:
+    if event["op"] == "file":
         if not os.path.exists(event["file"]):
             raise RejectedError(f"{event['file']} is no longer there")
-        self._mlflow.log_artifact(self.run_id(event["run"]), event["file"], event["folder"] or None)
-        shutil.rmtree(os.path.dirname(event["file"]))  # our own copy: see Tracker.log_file
-
-    def _end(self, event: Event) -> None:
-        self._mlflow.set_terminated(self.run_id(event["run"]), status=event["status"], end_time=event["time"])
+        repository.log_artifact(event["file"], event["folder"] or None)
+        return
+    folder, name = posixpath.split(posixpath.normpath(event["path"]))
+    with tempfile.TemporaryDirectory(prefix="isoformer-tracking-") as local:
+        file = Path(local, name)
+        file.write_text(event["text"], encoding="utf-8")
+        repository.log_artifact(str(file), folder or None)
 
 
 def _experiment(client: MlflowClient, config: TrackingConfig) -> str:
@@ -169,12 +243,17 @@ def _experiment(client: MlflowClient, config: TrackingConfig) -> str:
 
 
 def quiet_environment() -> None:
-    """No telemetry, and a dead server is noticed in seconds; what the user has set is kept."""
+    """No telemetry, and a dead server is noticed in seconds; what the user has set is kept.
+
+    MLflow's client repeats no request by itself: one that timed out may have made a run, which only a search
+    can tell.
+    """
     defaults: dict[str, Any] = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # a request a run, to print where it is
         "GIT_PYTHON_REFRESH": "quiet",
     }
     for name, value in defaults.items():

@@ -12,24 +12,27 @@ and the next tracker on the same folder sends them.
 
 from __future__ import annotations
 
+import json
 import logging
-import shutil
 import time
 import uuid
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from isoformer.errors import StorageError
 from isoformer.tracking.config import TrackingConfig, code_version
-from isoformer.tracking.journal import Event, Journal
+from isoformer.tracking.journal import Event, Journal, Refusal
 from isoformer.tracking.shipper import Shipper, Sink, first_line
 from isoformer.tracking.sink import MlflowSink
+from isoformer.tracking.system import sampled
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 METRIC_KEYS_A_RUN = 20
+DIGEST_LIMIT = 36  # of a dataset input, in MLflow's tables
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +45,7 @@ class Tracker:
         self._metric_keys: dict[str, set[str]] = defaultdict(set)
         self._shipper: Shipper | None = None
         self.taken_over = (0, 0)
-        self.rejected = 0
+        self.refusals: tuple[Refusal, ...] = ()
         if config.enabled and rank == 0:
             journal = Journal.create(config.journal_folder)
             self.taken_over = journal.take_over()
@@ -57,11 +60,16 @@ class Tracker:
         parent: str | None = None,
         tags: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
+        is_new: bool = False,
     ) -> str:
-        """Open a run and return its key; an existing `key` is opened again. `parent` is the parent's key."""
-        key = key or uuid.uuid4().hex
+        """Open a run and return its key; an existing `key` is opened again. `parent` is the parent's key.
+
+        `is_new` says that nobody can have opened this `key` before (as is clear where none is given): MLflow
+        is then not asked for it, which saves a search a run.
+        """
+        is_new, key = is_new or key is None, key or uuid.uuid4().hex
         stated = {"code_version": code_version(), **(tags or {})}
-        event = {"name": name, "parent": parent, "tags": stated, "params": dict(params or {})}
+        event = {"name": name, "parent": parent, "tags": stated, "params": dict(params or {}), "new": is_new}
         self._put({"op": "start", "run": key, "time": _now_ms(), **event})
         return key
 
@@ -80,6 +88,29 @@ class Tracker:
         """Add or replace tags."""
         self._put({"op": "tags", "run": run, "tags": dict(tags)})
 
+    def log_input(
+        self,
+        run: str,
+        *,
+        name: str,
+        digest: str,
+        source: str,
+        context: str = "train",
+        details: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """A dataset that the run reads, shown by MLflow as "Datasets used".
+
+        `digest`: its fingerprint, of which MLflow keeps 36 characters. `source`: the URI it lies under.
+        `details`: {"schema": …, "profile": …}, either may be missing.
+        """
+        dataset = {"name": name, "digest": digest[:DIGEST_LIMIT], **_source(source)}
+        dataset |= {key: json.dumps(value) for key, value in (details or {}).items()}
+        self._put({"op": "input", "run": run, "dataset": dataset, "context": context})
+
+    def system_metrics(self, run: str) -> AbstractContextManager[None]:
+        """Samples of processor, memory and GPUs (at most 6 keys) while the block runs; see `system.py`."""
+        return sampled(self, run)
+
     def log_text(self, run: str, text: str, artifact_path: str) -> None:
         """A small artefact (configuration, table) from memory."""
         self._put({"op": "text", "run": run, "text": text, "path": artifact_path})
@@ -88,9 +119,11 @@ class Tracker:
         """A file as artefact. It is copied before this returns, so that it may be deleted at once."""
         if self._shipper is None:
             return
-        copy = self.config.journal_folder / "files" / uuid.uuid4().hex / Path(path).name
-        copy.parent.mkdir(parents=True)
-        shutil.copyfile(path, copy)
+        try:
+            copy = self._shipper.journal.copy_file(Path(path))
+        except OSError as error:
+            logger.warning("%s cannot be copied (%s): run %s goes without it", path, error, run)
+            return
         self._put({"op": "file", "run": run, "file": str(copy), "folder": folder})
 
     def on_run(self, run: str) -> TrackedRun:
@@ -100,6 +133,16 @@ class Tracker:
     def end_run(self, run: str, *, status: RunStatus = "FINISHED") -> None:
         """Close a run."""
         self._put({"op": "end", "run": run, "status": status, "time": _now_ms()})
+
+    @property
+    def is_active(self) -> bool:
+        """Whether what is logged goes anywhere: not on other ranks, nor where tracking is off or closed."""
+        return self._shipper is not None
+
+    @property
+    def waiting(self) -> int:
+        """Events that MLflow has not taken yet."""
+        return self._shipper.waiting if self._shipper is not None else 0
 
     def flush(self, timeout_seconds: float | None = None) -> bool:
         """Wait until MLflow has everything; False where it has not, or does not answer."""
@@ -113,7 +156,7 @@ class Tracker:
             return 0
         shipper, self._shipper = self._shipper, None
         left = shipper.close(self.config.close_seconds)
-        self.rejected = shipper.rejected
+        self.refusals = tuple(shipper.journal.refusals)
         return left
 
     def __enter__(self) -> Self:
@@ -164,20 +207,37 @@ class ReplayReport:
     """Events sent, events MLflow refused, journals in use by runs that are alive, events still waiting."""
 
     sent: int
-    rejected: int
+    refusals: tuple[Refusal, ...]
     in_use: int
     waiting: int
+
+    @property
+    def rejected(self) -> int:
+        return len(self.refusals)
 
 
 def replay(config: TrackingConfig, *, sink: Sink | None = None) -> ReplayReport:
     """Send the events of journals that their owners left behind (a dead server, a killed process).
 
-    Every new Tracker does so too; this is for when there is nothing new to track.
+    Every new Tracker does so too; this is for when there is nothing new to track. It takes as long as the
+    store takes events.
     """
     tracker = Tracker(config, sink=sink)
     taken, in_use = tracker.taken_over
-    waiting, rejected = tracker.close(), tracker.rejected
-    return ReplayReport(sent=taken - waiting - rejected, rejected=rejected, in_use=in_use, waiting=waiting)
+    before = taken + 1
+    while not tracker.flush() and tracker.waiting < before:
+        before = tracker.waiting
+    waiting = tracker.close()
+    refusals = tracker.refusals
+    return ReplayReport(taken - waiting - len(refusals), refusals, in_use, waiting)
+
+
+def _source(uri: str) -> dict[str, str]:
+    """As MLflow's own classes describe where a dataset lies."""
+    scheme, separator, _ = uri.partition("://")
+    known = scheme in ("s3", "gs", "http", "https")
+    kind = scheme if separator and known else "local"
+    return {"source_type": kind, "source": json.dumps({"url" if kind.startswith("http") else "uri": uri})}
 
 
 def _now_ms() -> int:
