@@ -234,6 +234,16 @@ def store(settings: Settings, out: Output, action: str, delete: bool) -> None:
 
 
 @_verb
+@click.argument("action", type=click.Choice(["replay", "status"]))
+def track(settings: Settings, out: Output, action: str) -> None:
+    """Send what a tracking server missed (replay), or say what waits and where (status)."""
+    from isoformer.stages import run_track
+
+    if not run_track(settings, out, action):
+        raise click.exceptions.Exit(1)
+
+
+@_verb
 def encoders(settings: Settings, out: Output) -> None:
     """List every encoder: what it reads, its size, licence and parity, and where its weights are."""
     from isoformer.stages import run_encoders

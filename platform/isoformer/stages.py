@@ -559,6 +559,35 @@ def run_store(settings: Settings, out: Output, action: str, *, delete: bool = Fa
     return True
 
 
+def run_track(settings: Settings, out: Output, action: str) -> bool:
+    """`track replay|status`. False where events still wait."""
+    from isoformer.tracking import replay, tracking_status
+
+    config = settings.tracking.for_root(settings.root)
+    if action == "replay":
+        report = replay(config)
+        rejected = [(f"{one.op}, run {one.run}", one.reason) for one in report.refusals]
+        counts = {"sent": report.sent, "rejected": report.rejected, "waiting": report.waiting}
+        facts = [("to", config.shown_uri), *counts.items(), ("journals in use by live runs", report.in_use)]
+        out.facts("Replayed", [*facts, *rejected])
+        out.result({"to": config.shown_uri, **asdict(report)})
+        return not report.waiting
+    found = tracking_status(config)
+    out.facts("Tracking", [("store", found.answer), ("answers", found.answers), ("waiting", found.waiting)])
+    columns = ("journal", "waiting", "runs", "events", "in use by a live run")
+    rows = [
+        (journal.path.name, journal.waiting, journal.runs, counted(journal.events), journal.in_use)
+        for journal in found.journals
+    ]
+    if rows:
+        out.table(str(config.journal_folder), columns, rows)
+    for journal in found.journals:
+        for one in journal.refusals:
+            out.say(f"  refused by MLflow: {one.op}, run {one.run}: {one.reason}")
+    out.result(found.to_json())
+    return not found.waiting
+
+
 def run_encoders(settings: Settings, out: Output) -> None:
     """Every encoder that can be named."""
     from isoformer.encoders.listing import listing

@@ -15,7 +15,7 @@ from isoformer.errors import InputError, StorageError
 
 VERBS = {
     "benchmark", "demo", "doctor", "embed", "encoders", "evaluate", "explain", "export", "plan", "predict",
-    "prepare", "pretrain", "report", "store", "sweep", "train", "weights",
+    "prepare", "pretrain", "report", "store", "sweep", "track", "train", "weights",
 }  # fmt: skip
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 
