@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from isoformer.errors import ConfigError
+from isoformer.model_config import EncoderInside
 from isoformer.schema import Modality
 from isoformer.training.data import PinnedDataset, SequenceStates, load_dataset
 
@@ -34,31 +35,45 @@ class SharedData:
         return replace(
             self.table,
             states={modality: self.states[modality, key] for modality, key in keys.items()},
-            encoder_keys=dict(keys),
-            encoder_names={modality: self.names[modality, key][0] for modality, key in keys.items()},
-            encoder_trained={modality: self.names[modality, key][1] for modality, key in keys.items()},
+            encoder_keys={**self.table.encoder_keys, **keys},
+            encoder_names={**self.table.encoder_names, **{m: self.names[m, k][0] for m, k in keys.items()}},
+            encoder_trained={
+                **self.table.encoder_trained,
+                **{m: self.names[m, k][1] for m, k in keys.items()},
+            },
         )
 
 
-def load_shared(root: str, keys: Mapping[Modality, tuple[str, ...]]) -> SharedData:
-    """Read the transcripts and every listed embedding dataset under `root`.
+def load_shared(
+    root: str,
+    keys: Mapping[Modality, tuple[str, ...]],
+    encoders: Mapping[Modality, EncoderInside] | None = None,
+) -> SharedData:
+    """Read the transcripts and every listed embedding dataset under `root`; sequences for `encoders` that are
+    part of the model.
 
     The test split's targets never leave this function: its rows are dropped, so no trial can see them.
     """
     states: dict[tuple[Modality, str], SequenceStates] = {}
     names: dict[tuple[Modality, str], tuple[str, str]] = {}
     table: PinnedDataset | None = None
-    for picked in _rounds(keys):
-        loaded = without_test(load_dataset(root, picked, mode="pinned"))
-        table = table or replace(loaded, states={}, encoder_keys={}, encoder_names={}, encoder_trained={})
+    for picked in _rounds(keys) or [{}]:
+        loaded = without_test(load_dataset(root, picked, encoders=encoders or {}, mode="pinned"))
+        table = table or _without_embeddings(loaded)
         for modality, key in picked.items():
             pinned = loaded.states[modality]
             assert isinstance(pinned, SequenceStates)
             states[modality, key] = pinned
             names[modality, key] = (loaded.encoder_names[modality], loaded.encoder_trained[modality])
-    if table is None:
-        raise ConfigError("sweep.keys names no embedding dataset; run `isoformer embed` first, or list them")
+    assert table is not None
     return SharedData(table, states, names)
+
+
+def _without_embeddings(data: PinnedDataset) -> PinnedDataset:
+    """The transcripts, with what is read by encoders inside the model only."""
+    inside = {name: getattr(data, name) for name in ("encoder_keys", "encoder_names", "encoder_trained")}
+    kept = {name: {m: value for m, value in of.items() if m in data.tokens} for name, of in inside.items()}
+    return replace(data, states={}, **kept)
 
 
 def without_test(data: PinnedDataset) -> PinnedDataset:

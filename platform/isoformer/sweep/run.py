@@ -1,7 +1,6 @@
 """`sweep`: check the space, load the data once, run the trials, write down what was found.
 
-    <root>/studies/<study>/study.db      the Optuna study (for an s3:// root: a copy, put there at the end)
-                           trials.json   every trial, the importances, what was searched
+    <root>/studies/<study>/trials.json   every trial, the importances, what was searched
                            best.yaml     the best trial's training configuration, ready for `isoformer train`
 
 A sweep sees the train and validation splits only. It can be killed at any instant; `resume=True` goes on.
@@ -10,34 +9,31 @@ A sweep sees the train and validation splits only. It can be killed at any insta
 from __future__ import annotations
 
 import json
-import time
+import os
+import socket
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from isoformer.config import build, to_yaml
-from isoformer.errors import ConfigError, IsoformerError, StorageError
+from isoformer.errors import ConfigError, IsoformerError
 from isoformer.schema import Modality
 from isoformer.sweep.config import SweepConfig
-from isoformer.sweep.space import SearchSpace, default_space, with_resolutions
-from isoformer.sweep.study import (
-    TrialRow,
-    count_done,
-    importances,
-    open_study,
-    queue_interrupted,
-    require_new,
-    trial_rows,
-)
-from isoformer.tracking import Tracker, TrackingConfig, local_path
+from isoformer.sweep.control import Control
+from isoformer.sweep.default_space import VARIANTS, default_space, with_resolutions
+from isoformer.sweep.place import StudyPlace, study_place
+from isoformer.sweep.results import Status, SweepResult, best_of
+from isoformer.sweep.sampling import LAG_PER_SLOT, Drawing, require_variants
+from isoformer.sweep.space import SearchSpace
+from isoformer.sweep.stopping import StoppingRule
+from isoformer.sweep.study import Study, TrialRow, importances, open_study
+from isoformer.sweep.trial import TrialPlace
+from isoformer.sweep.warm_start import earlier_trials
+from isoformer.tracking import Tracker, TrackingConfig
 
 if TYPE_CHECKING:
-    import optuna
-
     from isoformer.storage import Storage
     from isoformer.sweep.data import SharedData
     from isoformer.sweep.search import Progress, StudySearcher
@@ -45,31 +41,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SweepResult:
-    """What a sweep found."""
+class _Searched:
+    """What is searched around what."""
 
-    study: str
-    metric: str
-    folder: str
-    trials: list[TrialRow]
-    best: TrainConfig | None
-    best_trial: TrialRow | None
-    importances: dict[str, float]
-    seconds: float = 0.0
-    space: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """As it stands in trials.json."""
-        return {
-            "study": self.study,
-            "metric": self.metric,
-            "direction": "maximize",
-            "seconds": self.seconds,
-            "best": self.best_trial.number if self.best_trial else None,
-            "importances": self.importances,
-            "space": self.space,
-            "trials": [row.to_json() for row in self.trials],
-        }
+    config: SweepConfig
+    base: TrainConfig
+    space: SearchSpace
+    variants: str | None
 
 
 def sweep(
@@ -82,59 +60,92 @@ def sweep(
     progress: Progress | None = None,
     data: SharedData | None = None,
 ) -> SweepResult:
-    """Search around `base` until the study holds `config.trials` finished trials. Ray must be connected.
+    """Search around `base` until a budget is used up. Ray must be connected.
 
-    ConfigError where the space does not fit `base` or a trial asks for more than any node has; StorageError
-    where the study exists (and `resume` is false) or another process works on it; FingerprintError where it
-    was made from other data or another space; IsoformerError where no trial came to its end.
+    ConfigError where the space does not fit `base` or a trial asks for more than the cluster has;
+    StorageError where the study exists (and `resume` is false) or another process works on it;
+    FingerprintError where it was made from other data or another space; IsoformerError where no trial came to
+    its end.
     """
     # All imports before the tracker's thread begins its own: two threads can meet a half-imported module.
     from isoformer.storage import open_storage
     from isoformer.sweep.data import load_shared
     from isoformer.sweep.search import StudySearcher, TrackTrials
-    from isoformer.sweep.tuning import Budget, concurrent_trials, run_trials
+    from isoformer.sweep.tuning import concurrent_trials, run_trials
+    from isoformer.training.joined_tokens import with_located_weights
 
-    started = time.perf_counter()
-    if base.model.encoders:
-        raise ConfigError("a sweep searches over cached embeddings; leave train.model.encoders out")
-    keys = _keys(config, base)
-    base = base.edited(keys={m: listed[0] for m, listed in keys.items()}, epochs=config.epochs or base.epochs)
-    space = _space(config, keys)
-    space.check(base)
-    concurrent = concurrent_trials(config)
     storage = open_storage(root)
+    base = base.edited(model=with_located_weights(base.model, storage))
+    searched = _searched(config, base)
+    config, base = searched.config, searched.base
+    concurrent = concurrent_trials(config, base.workers)
     tracking = (tracking or TrackingConfig()).for_root(root)
-    with (
-        _study_folder(storage, root, config.study, tracking, resume=resume) as folder,
-        Tracker(tracking) as tracker,
-    ):
-        shared = data or load_shared(root, keys)
-        study = _study(folder, config, space, shared)
-        _close_interrupted(study, tracker)
-        run = _parent_run(study, config, shared, tracker)
-        searcher = StudySearcher(study, space, base, metric=config.metric, parent_run=run)
-        callback = TrackTrials(searcher, tracker, shared=shared, progress=progress)
-        left = config.trials - count_done(study)
+    control = Control(storage, config.study)
+    with study_place(storage, root, config, tracking, resume=resume) as place, Tracker(tracking) as tracker:
+        control.begin({"host": socket.gethostname(), "pid": os.getpid(), "database": place.shown_url})
+        shared = data or load_shared(root, config.keys, base.model.encoders)
+        study = open_study(place.url, config.study, config, made_from=_made_from(searched, shared))
+        run = _parent_run(study, searched, shared, tracker)
+        searcher = StudySearcher(
+            study=study,
+            drawing=_drawing(study, searched, storage, tracking, concurrent),
+            rule=StoppingRule.of(config, base.epochs, is_stoppable=base.workers == 1),
+            control=control,
+            config=config,
+            space=searched.space,
+            base=base,
+            place=TrialPlace(root, config.study, config.checkpoint_seconds),
+            parent_run=run,
+        )
+
+        def ended(row: TrialRow) -> None:
+            storage.delete(searcher.place.checkpoint_key(row.number))
+            place.keep_copy()
+            if progress is not None:
+                progress(row)
+
+        callback = TrackTrials(searcher, tracker, shared=shared, ended=ended)
+        left = searcher.trial_limit - study.done
         try:
             if left > 0:
-                run_trials(searcher, callback, config, shared, Budget(left, concurrent))
+                run_trials(searcher, callback, shared, trials=left, concurrent=concurrent)
         except BaseException:
             tracker.end_run(run, status="KILLED")
             raise
-        result = replace(_result(study, searcher, config, folder), seconds=_seconds(study, started))
-        _write(result, storage, local=local_path(root) is not None)
+        result = _result(searcher, place, shared)
+        _write(result, storage)
         _close_parent(result, run, tracker)
     _require_one_finished(result)
     return result
 
 
+def _searched(config: SweepConfig, base: TrainConfig) -> _Searched:
+    """With keys, space and variants decided, and checked against each other."""
+    keys = _keys(config, base)
+    first = {modality: listed[0] for modality, listed in keys.items()}
+    base = base.edited(keys=first, epochs=config.epochs or base.epochs)
+    config = config.edited(keys=keys)
+    space = _space(config, keys)
+    variants = config.variants or (VARIANTS if config.space is None else None)
+    require_variants(space, variants)
+    space.check(base)
+    if base.workers > 1 and config.scheduler not in (None, "none"):
+        raise ConfigError(
+            f"sweep.scheduler {config.scheduler} stops trials between epochs; one with train.workers "
+            f"{base.workers} runs to its end: none"
+        )
+    return _Searched(config, base, space, variants)
+
+
 def _keys(config: SweepConfig, base: TrainConfig) -> dict[Modality, tuple[str, ...]]:
+    inside = base.model.encoders
     keys = config.keys or {modality: (key,) for modality, key in base.keys.items()}
-    if not keys or not all(keys.values()):
+    keys = {modality: listed for modality, listed in keys.items() if modality not in inside}
+    if (not keys and not inside) or not all(keys.values()):
         raise ConfigError(
             "sweep.keys names no embedding dataset: run `isoformer embed`, or list keys a modality"
         )
-    missing = [modality for modality in base.model.modalities if modality not in keys]
+    missing = [m for m in base.model.modalities if m not in keys and m not in inside]
     if missing:
         raise ConfigError(
             f"train.model.modalities has {', '.join(missing)}; sweep.keys only {', '.join(keys)}"
@@ -150,54 +161,42 @@ def _space(config: SweepConfig, keys: Mapping[Modality, tuple[str, ...]]) -> Sea
     return build(SearchSpace, with_resolutions(config.space.model_dump(), keys))
 
 
-@contextmanager
-def _study_folder(
-    storage: Storage, root: str, name: str, tracking: TrackingConfig, *, resume: bool
-) -> Iterator[Path]:
-    """The local folder with the study, held by this process alone."""
-    from filelock import FileLock, Timeout
-
-    local = local_path(root)
-    folder = (local or tracking.local_folder) / "studies" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise StorageError(f"{folder}: another process works on this study") from None
-    try:
-        database = folder / "study.db"
-        if local is None and not database.exists() and storage.exists(f"studies/{name}/study.db"):
-            storage.download(f"studies/{name}/study.db", database)
-        require_new(database, resume=resume)
-        yield folder
-    finally:
-        lock.release()
-
-
-def _study(folder: Path, config: SweepConfig, space: SearchSpace, shared: SharedData) -> optuna.Study:
-    made_from = {
+def _made_from(searched: _Searched, shared: SharedData) -> dict[str, str]:
+    config = searched.config
+    return {
         "dataset": shared.table.transcripts_fingerprint,
-        "keys": json.dumps(sorted(f"{modality}={key}" for modality, key in shared.states)),
-        "space": json.dumps(space.model_dump(mode="json")),
+        "keys": json.dumps(sorted(f"{m}={key}" for m, listed in config.keys.items() for key in listed)),
+        "space": json.dumps(searched.space.model_dump(mode="json")),
         "metric": config.metric,
+        "objectives": json.dumps([config.metric, config.cost]),
+        "sampler": f"{config.sampler}, seed {config.seed}, variants {searched.variants}",
     }
-    database = folder / "study.db"
-    return open_study(database, config.study, seed=config.seed, sampler=config.sampler, made_from=made_from)
 
 
-def _close_interrupted(study: optuna.Study, tracker: Tracker) -> int:
-    interrupted = queue_interrupted(study)
-    for row in interrupted:
-        if row.run:
-            tracker.set_tags(row.run, {"trial.state": "interrupted"})
-            tracker.end_run(row.run, status="KILLED")
-    return len(interrupted)
+def _drawing(
+    study: Study, searched: _Searched, storage: Storage, tracking: TrackingConfig, concurrent: int
+) -> Drawing:
+    """With the lag and the warm start that the study was begun with."""
+    config = searched.config
+    lag = study.attributes.get("lag")
+    if lag is None:
+        lag = LAG_PER_SLOT * concurrent if config.repeatable else 0
+        study.set_attribute("lag", lag)
+    warm = earlier_trials(study, config, searched.space, storage, tracking)
+    return Drawing(
+        searched.space,
+        config,
+        lag=lag,
+        variants=searched.variants,
+        earlier=warm.history,
+        queued=warm.queued,
+    )
 
 
-def _parent_run(study: optuna.Study, config: SweepConfig, shared: SharedData, tracker: Tracker) -> str:
-    run = study.user_attrs.get("run") or uuid.uuid4().hex
-    study.set_user_attr("run", run)
+def _parent_run(study: Study, searched: _Searched, shared: SharedData, tracker: Tracker) -> str:
+    config = searched.config
+    run = study.attributes.get("run") or uuid.uuid4().hex
+    study.set_attribute("run", run)
     tags = {
         "kind": "sweep",
         "transcripts_fingerprint": shared.table.transcripts_fingerprint,
@@ -207,43 +206,61 @@ def _parent_run(study: optuna.Study, config: SweepConfig, shared: SharedData, tr
     params = {name: str(getattr(config, name)) for name in ("study", "trials", "metric", "sampler", "seed")}
     tracker.start_run(f"sweep {config.study}", key=run, tags=tags, params=params)
     tracker.log_text(run, to_yaml(config), "config.yaml")
+    tracker.log_text(run, to_yaml(searched.base), "base.yaml")
     return run
 
 
-def _result(study: optuna.Study, searcher: StudySearcher, config: SweepConfig, folder: Path) -> SweepResult:
-    rows = trial_rows(study)
-    complete = [row for row in rows if row.state == "complete" and row.value is not None]
-    best = max(complete, key=lambda row: row.value or 0.0, default=None)
+def _result(searcher: StudySearcher, place: StudyPlace, shared: SharedData) -> SweepResult:
+    study, config = searcher.study, searcher.config
+    rows = study.rows()
+    best = best_of(rows)
+    names = [config.metric] + ([config.cost] if config.cost else [])
     return SweepResult(
         study=config.study,
         metric=config.metric,
-        folder=str(folder),
+        folder=str(place.folder),
         trials=rows,
         best=None if best is None else searcher.config_of(best.params),
         best_trial=best,
         importances=importances(study),
+        objectives=tuple(zip(names, config.directions, strict=True)),
+        status=_status(searcher),
+        seconds=searcher.seconds,
         space=searcher.space.model_dump(mode="json"),
+        about={
+            "budget": {name: getattr(config, name) for name in ("trials", "hours", "device_hours")},
+            "budget_used": searcher.budget_used()
+            or ("trials" if study.done >= searcher.trial_limit else None),
+            "variants": searcher.drawing.variants,
+            "sampler": config.sampler,
+            "scheduler": searcher.rule.scheduler,
+            "seed": config.seed,
+            "repeatable": config.repeatable,
+            "run": searcher.parent_run,
+            "storage": place.shown_url,
+            "dataset": {
+                "fingerprint": shared.table.transcripts_fingerprint,
+                "label_provenance": shared.table.label_provenance,
+                "transcripts": len(shared.table),
+            },
+        },
     )
 
 
-def _seconds(study: optuna.Study, started: float) -> float:
-    """Of this session and the finished ones before it."""
-    seconds = study.user_attrs.get("seconds", 0.0) + time.perf_counter() - started
-    study.set_user_attr("seconds", seconds)
-    return seconds
+def _status(searcher: StudySearcher) -> Status:
+    ends: dict[str | None, Status] = {"pause": "paused", "stop": "stopped", "cancel": "cancelled"}
+    return ends.get(searcher.control.request, "finished")
 
 
-def _write(result: SweepResult, storage: Storage, *, local: bool) -> None:
+def _write(result: SweepResult, storage: Storage) -> None:
     prefix = f"studies/{result.study}"
     storage.write_bytes(f"{prefix}/trials.json", json.dumps(result.to_json(), indent=1).encode())
     if result.best is not None:
         storage.write_bytes(f"{prefix}/best.yaml", to_yaml(result.best).encode())
-    if not local:
-        storage.put_file(Path(result.folder) / "study.db", f"{prefix}/study.db")
 
 
 def _require_one_finished(result: SweepResult) -> None:
-    if result.best is None:
+    if result.best is None and result.status == "finished":
         failed = next((row for row in result.trials if row.error), None)
         why = f"; trial {failed.number}: {failed.error}" if failed else ""
         raise IsoformerError(
@@ -254,10 +271,13 @@ def _require_one_finished(result: SweepResult) -> None:
 def _close_parent(result: SweepResult, run: str, tracker: Tracker) -> None:
     counts = Counter(row.state for row in result.trials)
     metrics = {f"trials_{state}": float(count) for state, count in counts.items()}
+    metrics |= {"device_hours": result.device_hours}
     if result.best_trial is not None and result.best_trial.value is not None:
         metrics["best_score"] = result.best_trial.value
     tracker.log_metrics(run, metrics)
+    tracker.set_tags(run, {"sweep.status": result.status})
     tracker.log_text(run, json.dumps(result.to_json(), indent=1), "trials.json")
     if result.best is not None:
         tracker.log_text(run, to_yaml(result.best), "best.yaml")
-    tracker.end_run(run, status="FINISHED" if result.best is not None else "FAILED")
+    ended = {"paused": "KILLED", "cancelled": "KILLED"}.get(result.status, "FINISHED")
+    tracker.end_run(run, status="FAILED" if result.best is None and ended == "FINISHED" else ended)  # type: ignore[arg-type]

@@ -1,84 +1,169 @@
-"""The Ray Tune side of a sweep: a searcher that asks and tells the study, a callback that tracks the runs.
+"""The Ray Tune side of a sweep: a searcher that draws and tells the study, a scheduler that asks the stopping
+rule, a callback that tracks the runs.
 
-Both live in the driver. The study is told after every epoch, so it is right whenever the driver is killed.
+All live in the driver and keep nothing that the study does not say: it is told after every epoch, so it is
+right whenever the driver is killed.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from ray.tune.callback import Callback
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from isoformer.config import to_yaml
+from isoformer.sweep.config import SweepConfig
+from isoformer.sweep.control import Control
 from isoformer.sweep.data import SharedData
+from isoformer.sweep.sampling import Drawing
 from isoformer.sweep.space import SearchSpace, is_score
-from isoformer.sweep.study import TrialRow, trial_rows
-from isoformer.sweep.trial import REPORTED
+from isoformer.sweep.stopping import Peer, StoppingRule
+from isoformer.sweep.study import Study, TrialRow, row_of
+from isoformer.sweep.trial import REPORTED, TrialPlace
 from isoformer.tracking import Tracker, dataset_tags
 
 if TYPE_CHECKING:
-    import optuna
+    from optuna.trial import FrozenTrial
 
     from isoformer.training.config import TrainConfig
 
 Progress = Callable[[TrialRow], None]
+End = Literal["pruned", "pause", "cancel"]
+CANCELLED = "cancelled by request"
 
 
+@dataclass
+class Live:
+    """A trial that runs: the study's, its configuration, and why it is being ended, where it is."""
+
+    trial: FrozenTrial
+    config: TrainConfig
+    end: End | None = None
+    is_tracked: bool = False
+
+
+@dataclass(eq=False)
 class StudySearcher(Searcher):
-    """Draws from the study, and tells it every result. `parent_run` is the sweep's own run key."""
+    """Draws from the study, picks up what was left running, and tells the study how trials end.
 
-    def __init__(
-        self, study: optuna.Study, space: SearchSpace, base: TrainConfig, *, metric: str, parent_run: str
-    ) -> None:
+    `parent_run` is the sweep's own run key; `session_began` the clock (`time.monotonic`) of this driver.
+    """
+
+    study: Study
+    drawing: Drawing
+    rule: StoppingRule
+    control: Control
+    config: SweepConfig
+    space: SearchSpace
+    base: TrainConfig
+    place: TrialPlace
+    parent_run: str
+    session_began: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
         super().__init__(metric="score", mode="max")
-        self.study = study
-        self.space = space
-        self.base = base
-        self.metric_name = metric
-        self.parent_run = parent_run
-        self.live: dict[str, optuna.Trial] = {}
-        self.configs: dict[str, TrainConfig] = {}
+        self.live: dict[str, Live] = {}
+        self._interrupted = self.study.left_running
+        self._seconds_before = self.study.attributes.get("seconds", 0.0)
+        self._device_seconds: dict[int, float] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        """The configuration of a new trial."""
-        trial = self.study.ask()
-        values = self.space.draw(trial)
-        config = self.space.applied(self.base, values)
-        trial.set_user_attr("run", f"{self.parent_run}-{trial.number:05d}")
-        self.live[trial_id], self.configs[trial_id] = trial, config
-        return {"train": config.model_dump(mode="json"), "metric": self.metric_name, "number": trial.number}
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """An epoch's score, as it comes; the last result repeats the last epoch's."""
-        self._report(self.live[trial_id], result)
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        """Close the trial: complete where `fit` came to its end, pruned where the scheduler stopped it."""
-        from optuna.trial import TrialState
-
-        trial = self.live.pop(trial_id, None)
-        if trial is None:  # a trial that another path has closed already
-            return
-        problem = _problem(result, error)
-        if result:  # the result that a scheduler stops at comes here, not to on_trial_result
-            self._report(trial, result)
-            trial.set_user_attr("seconds", result.get("seconds"))
-        if problem:
-            trial.set_user_attr("error", problem)
-            self.study.tell(trial, state=TrialState.FAIL)
-        elif result is not None and result.get("finished"):
-            self.study.tell(trial, result["score"])
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial's task; None where it must wait for others; FINISHED where there is no more."""
+        if self.control.request is not None or self.budget_used() is not None:
+            return Searcher.FINISHED
+        if self._interrupted:
+            trial = self._interrupted.pop(0)
+            config = self.config_of(trial.params)
+        elif len(self.study.trials) >= self.trial_limit:
+            return Searcher.FINISHED
+        elif not self.drawing.is_ready(self.study.trials):
+            return None
         else:
-            self.study.tell(trial, state=TrialState.PRUNED)
+            drawn = self.drawing.next(self.study.trials)
+            config = self.space.applied(self.base, drawn.values)
+            trial = self.study.begin(
+                drawn.params,
+                drawn.distributions,
+                run_prefix=self.parent_run,
+                sampler_state=drawn.sampler_state,
+            )
+        self.live[trial_id] = Live(trial, config)
+        return {
+            "train": config.model_dump(mode="json"),
+            "metric": self.config.metric,
+            "number": trial.number,
+            "place": self.place,
+        }
 
-    def _report(self, trial: optuna.Trial, result: Mapping[str, Any]) -> None:
+    @property
+    def trial_limit(self) -> int:
+        """How many trials the study is to hold."""
+        return min(self.config.trials, self.drawing.limit or self.config.trials)
+
+    def budget_used(self) -> str | None:
+        """Which budget is used up, if one is."""
+        if self.config.hours is not None and self.seconds >= self.config.hours * 3600:
+            return "hours"
+        spent = self.study.device_hours + sum(self._device_seconds.values()) / 3600
+        if self.config.device_hours is not None and spent >= self.config.device_hours:
+            return "device_hours"
+        return None
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds of all sessions of the study."""
+        return self._seconds_before + time.monotonic() - self.session_began
+
+    def decide(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Whether the trial ends here, at this result."""
+        live = self.live[trial_id]
+        self._device_seconds[live.trial.number] = self._of_devices(result)
+        if result.get("finished") or not is_score(result.get("score")):
+            return False
+        if self.control.request in ("pause", "cancel"):
+            live.end = self.control.request
+        elif self.rule.scheduler != "none":
+            curve = {**live.trial.intermediate_values, int(result["epoch"]): result["score"]}
+            if self.rule.stops(live.trial.number, curve, self._peers(live.trial)):
+                live.end = "pruned"
+        return live.end is not None
+
+    def keep(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        """Put an epoch's score into the study."""
         if is_score(result.get("score")) and not result.get("finished"):
-            trial.report(result["score"], step=result["epoch"])
+            self.study.report(self.live[trial_id].trial, int(result["epoch"]), result["score"])
+
+    def close(
+        self, trial_id: str, result: Mapping[str, Any] | None, *, died: bool
+    ) -> tuple[TrialRow, End | None]:
+        """End the trial in the study: complete where `fit` came to its end, pruned where the rule stopped it;
+        one that is paused stays open.
+        """
+        live = self.live.pop(trial_id)
+        trial, result = live.trial, result or {}
+        self._device_seconds.pop(trial.number, None)
+        if live.end == "pause":
+            return row_of(trial), live.end
+        problem = CANCELLED if live.end == "cancel" else _problem(result, died)
+        if result:
+            device_seconds = self._of_devices(result)
+            self.study.describe(trial, seconds=result.get("seconds"), device_seconds=device_seconds)
+        if problem:
+            self.study.describe(trial, error=problem)
+            self.study.end(trial, "failed")
+        elif live.end == "pruned":
+            self.study.end(trial, "pruned")
+        else:
+            self.study.describe(trial, parameters=result["parameters"], tissues=result["tissues"])
+            self.study.end(trial, "complete", self._values(result))
+        self.study.set_attribute("seconds", self.seconds)
+        return row_of(trial), live.end
 
     def config_of(self, params: Mapping[str, Any]) -> TrainConfig:
         """The training configuration of a trial that the study holds."""
@@ -86,80 +171,136 @@ class StudySearcher(Searcher):
 
         return self.space.applied(self.base, self.space.draw(FixedTrial(dict(params))))
 
+    def _peers(self, trial: FrozenTrial) -> list[Peer]:
+        variant = trial.params.get(self.drawing.variants) if self.drawing.variants else None
+        seen = self.drawing.visible(self.study.trials, trial.number, variant)
+        return [
+            Peer(other.number, other.intermediate_values, other.state.name == "COMPLETE") for other in seen
+        ]
+
+    def _values(self, result: Mapping[str, Any]) -> list[float]:
+        costs = [] if self.config.cost is None else [float(result[self.config.cost])]
+        return [float(result["score"]), *costs]
+
+    def _of_devices(self, result: Mapping[str, Any]) -> float:
+        share = (self.config.gpus or self.config.cpus) * self.base.workers
+        return float(result.get("seconds") or 0.0) * share
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Nothing: the callback closes trials, since it is told of every end."""
+
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the study is on disk already."""
+        """Nothing: the study is in its database already."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the study is on disk already."""
+        """Nothing: the study is in its database already."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray Tune pickles its searcher for a restore of its own, which is never used here."""
         return {}
 
 
+class StudyScheduler(FIFOScheduler):
+    """Trials in the order they are drawn; each ends where the searcher says."""
+
+    def __init__(self, searcher: StudySearcher) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._searcher = searcher
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        return self.STOP if self._searcher.decide(trial.trial_id, result) else self.CONTINUE
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing, as with the searcher."""
+        return {}
+
+
 class TrackTrials(Callback):
-    """One child run a trial, logged in the driver, and progress for the terminal."""
+    """One child run a trial, logged in the driver, and progress for the terminal.
+
+    A trial's scores go to the tracker's journal first and to the study then: one that is resumed sends an
+    epoch twice at most, which the tracker knows how to take.
+    """
 
     def __init__(
-        self, searcher: StudySearcher, tracker: Tracker, *, shared: SharedData, progress: Progress | None
+        self,
+        searcher: StudySearcher,
+        tracker: Tracker,
+        *,
+        shared: SharedData,
+        ended: Progress | None = None,
     ) -> None:
         self.searcher = searcher
         self.tracker = tracker
         self.shared = shared
-        self.progress = progress
-        self.runs: dict[str, tuple[str, int]] = {}
+        self.ended = ended
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing, as with the searcher."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        drawn = self.searcher.live[trial.trial_id]
-        run, config = drawn.user_attrs["run"], self.searcher.configs[trial.trial_id]
-        self.runs[trial.trial_id] = (run, drawn.number)
-        tags = self._tags(config)
-        params = {name: str(value) for name, value in drawn.params.items()}
-        parent = self.searcher.parent_run
-        self.tracker.start_run(f"trial-{drawn.number:03d}", key=run, parent=parent, tags=tags, params=params)
-        self.tracker.log_text(run, to_yaml(config), "config.yaml")
+        live = self.searcher.live[trial.trial_id]
+        if live.is_tracked:  # its worker died and another goes on
+            return
+        live.is_tracked = True
+        params = {name: str(value) for name, value in live.trial.params.items()}
+        self.tracker.start_run(
+            f"trial-{live.trial.number:03d}",
+            key=live.trial.user_attrs["run"],
+            parent=self.searcher.parent_run,
+            tags=self._tags(live.config),
+            params=params,
+        )
+        self.tracker.log_text(live.trial.user_attrs["run"], to_yaml(live.config), "config.yaml")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        run, _ = self.runs[trial.trial_id]
+        live = self.searcher.live[trial.trial_id]
+        epoch = int(result["epoch"])
         wanted = {name: result[name] for name in (*REPORTED, "score") if is_score(result.get(name))}
-        if wanted:
-            self.tracker.log_metrics(run, wanted, step=int(result["epoch"]))
+        if wanted and not result.get("finished") and epoch not in live.trial.intermediate_values:
+            self.tracker.log_metrics(live.trial.user_attrs["run"], wanted, step=epoch)
+        self.searcher.keep(trial.trial_id, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._close(trial)
+        self._close(trial, died=False)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._close(trial)
+        self._close(trial, died=True)
 
     def _tags(self, config: TrainConfig) -> dict[str, str]:
         keys = {
-            m: config.keys[m] for m in config.model.modalities if (m, config.keys[m]) in self.shared.states
+            m: config.keys[m]
+            for m in config.model.modalities
+            if (m, config.keys.get(m)) in self.shared.states
         }
         data = self.shared.dataset(keys)
         return dataset_tags(data.fingerprint, keys, data.label_provenance)
 
-    def _close(self, trial: Any) -> None:
-        run, number = self.runs.pop(trial.trial_id)
-        row = trial_rows(self.searcher.study)[number]
-        self.tracker.set_tags(
-            run, {"trial.state": row.state, **({"trial.error": row.error} if row.error else {})}
-        )
-        self.tracker.end_run(run, status="FAILED" if row.state == "failed" else "FINISHED")
-        if self.progress is not None:
-            self.progress(row)
+    def _close(self, trial: Any, *, died: bool) -> None:
+        result = trial.last_result if trial.last_result and "score" in trial.last_result else None
+        row, end = self.searcher.close(trial.trial_id, result, died=died)
+        state = "paused" if end == "pause" else row.state
+        tags = {"trial.state": state, **({"trial.error": row.error} if row.error else {})}
+        if row.tissues:
+            text = "tissue,r2\n" + "".join(f'"{name}",{score}\n' for name, score in row.tissues.items())
+            self.tracker.log_text(row.run, text, "validation/per_tissue.csv")
+        self.tracker.set_tags(row.run, tags)
+        status = "KILLED" if end in ("pause", "cancel") else "FAILED" if row.state == "failed" else "FINISHED"
+        self.tracker.end_run(row.run, status=status)
+        if self.ended is not None and end != "pause":
+            self.ended(row)
 
 
-def _problem(result: Mapping[str, Any] | None, error: bool) -> str:
-    if result and result.get("error"):
+def _problem(result: Mapping[str, Any], died: bool) -> str:
+    if result.get("error"):
         return str(result["error"])
-    if error:
-        return "the trial's worker died (out of memory, or killed); its log is in Ray's session folder"
-    if result and result.get("finished") and not math.isfinite(result["score"]):
+    if died:
+        return "the trial's workers died (out of memory, or killed); their logs are in Ray's session folder"
+    if result.get("finished") and not math.isfinite(result["score"]):
         return "no validation score was defined in any epoch"
     return ""

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, RootModel, model_validator
 
 from isoformer.config import FrozenConfig, build
 from isoformer.errors import ConfigError
-from isoformer.schema import MODALITIES, Modality
 
 if TYPE_CHECKING:
     import optuna
@@ -48,6 +47,7 @@ class Parameter(FrozenConfig):
     low: int | float | None = None
     high: int | float | None = None
     log: bool = False
+    points: int | None = Field(default=None, ge=2, description="of a range that a grid tries, both ends with")
     when: dict[str, tuple[Choice, ...]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -60,6 +60,8 @@ class Parameter(FrozenConfig):
                 raise ValueError(f"low {self.low} must be below high {self.high}")
             if self.log and self.low <= 0:
                 raise ValueError(f"log needs low above 0, got {self.low}")
+        if self.points is not None and self.choices:
+            raise ValueError("points are of a range; choices are a grid's points already")
         if self.labels and len(self.labels) != len(self.choices):
             raise ValueError(f"{len(self.labels)} labels for {len(self.choices)} choices")
         labels: list[Scalar] = list(self.labels) or [label(choice) for choice in self.choices]
@@ -87,8 +89,19 @@ class Parameter(FrozenConfig):
         return trial.suggest_float(name, self.low, self.high, log=self.log)
 
     def corners(self) -> tuple[Choice, ...]:
-        """The values that a check tries."""
-        return self.choices or (self.low, self.high)
+        """The values that a check, or a grid, tries."""
+        return self.choices or (self._spread() if self.points else (self.low, self.high))
+
+    def _spread(self) -> tuple[int | float, ...]:
+        """`points` values from low to high, evenly (in the logarithm), whole where the range is."""
+        assert self.low is not None and self.high is not None and self.points is not None
+        shares = [place / (self.points - 1) for place in range(self.points)]
+        if self.log:
+            found = [self.low * (self.high / self.low) ** share for share in shares]
+        else:
+            found = [self.low + (self.high - self.low) * share for share in shares]
+        exact = [self.low, *found[1:-1], self.high]
+        return tuple(dict.fromkeys(round(value) if self.is_whole else value for value in exact))
 
 
 class SearchSpace(RootModel[dict[str, Parameter]]):
@@ -122,6 +135,14 @@ class SearchSpace(RootModel[dict[str, Parameter]]):
                 values[name] = parameter.draw(name, trial)
         return values
 
+    def active(self, labels: Mapping[str, Any]) -> list[str]:
+        """The parameters that are drawn where the earlier ones have these labels."""
+        values: dict[str, Choice] = {}
+        for name, parameter in self.root.items():
+            if name in labels and _is_active(parameter, values):
+                values[name] = labels[name]
+        return [name for name, parameter in self.root.items() if _is_active(parameter, values)]
+
     def applied(self, base: TrainConfig, values: Mapping[str, Choice]) -> TrainConfig:
         """The training configuration with these values in place. ConfigError where it does not take them."""
         data = base.model_dump()
@@ -135,66 +156,29 @@ class SearchSpace(RootModel[dict[str, Parameter]]):
         for name, parameter in self.root.items():
             _check_path(base, name, parameter.path)
         tried = 0
-        for values in itertools.islice(self._combinations(), CHECKED_COMBINATIONS):
+        for values in itertools.islice(self.combinations(), CHECKED_COMBINATIONS):
             self.applied(base, values)
             tried += 1
         return tried
 
-    def _combinations(self, names: tuple[str, ...] | None = None) -> Iterator[dict[str, Choice]]:
-        names = tuple(self.root) if names is None else names
+    def combinations(self, *, by_label: bool = False) -> Iterator[dict[str, Any]]:
+        """Every combination of choices with both ends (and the points) of ranges; choices by label where
+        asked for.
+        """
+        yield from self._combinations(tuple(self.root), by_label)
+
+    def _combinations(self, names: tuple[str, ...], by_label: bool) -> Iterator[dict[str, Any]]:
         if not names:
             yield {}
             return
         *earlier, last = names
-        for values in self._combinations(tuple(earlier)):
-            if not _is_active(self.root[last], values):
+        parameter = self.root[last]
+        for values in self._combinations(tuple(earlier), by_label):
+            if not _is_active(parameter, values):
                 yield values
                 continue
-            for value in self.root[last].corners():
+            for value in parameter.by_label if by_label and parameter.choices else parameter.corners():
                 yield {**values, last: value}
-
-
-def default_space(keys: Mapping[Modality, tuple[str, ...]]) -> SearchSpace:
-    """Fusion and its parameters, width, learning rate, modality set; resolution where there is a choice."""
-    modalities = [modality for modality in MODALITIES if modality in keys]
-    data: dict[str, Any] = {
-        "fusion": {"path": "model.fusion", "choices": ["cross_attention", "concat", "perceiver_shared"]},
-        "width": {"path": "model.width", "choices": [16, 32, 64]},
-        "heads": {
-            "path": "model.heads",
-            "choices": [1, 2, 4, 8],
-            "when": {"fusion": ["cross_attention", "perceiver_shared"]},
-        },
-        "latents": {"path": "model.latents", "choices": [4, 8, 16], "when": {"fusion": ["perceiver_shared"]}},
-        "learning_rate": {"path": "learning_rate", "low": 3e-4, "high": 1e-2, "log": True},
-        "dropout": {"path": "model.dropout", "choices": [0.0, 0.2]},
-    }
-    if len(modalities) > 1:
-        data["modalities"] = {"path": "model.modalities", "choices": _modality_sets(modalities)}
-    return build(SearchSpace, with_resolutions(data, keys))
-
-
-def with_resolutions(data: Mapping[str, Any], keys: Mapping[Modality, tuple[str, ...]]) -> dict[str, Any]:
-    """Add which embeddings are read, the i-th key of every modality together: `resolution` where that is what
-    tells them apart, else `encoders`.
-
-    Where modalities have different numbers of keys, each gets a parameter of its own (`encoder_dna`, …).
-    """
-    counts = {len(listed) for listed in keys.values()}
-    if counts <= {1}:
-        return dict(data)
-    if len(counts) == 1:
-        choices = [dict(zip(keys, picked, strict=True)) for picked in zip(*keys.values(), strict=True)]
-        resolutions = [_resolutions(choice.values()) for choice in choices]
-        if all(resolutions) and len(set(resolutions)) == len(choices):
-            return {**data, "resolution": {"path": "keys", "choices": choices, "labels": resolutions}}
-        return {**data, "encoders": {"path": "keys", "choices": choices}}
-    own = {
-        f"encoder_{m}": {"path": f"keys.{m}", "choices": listed}
-        for m, listed in keys.items()
-        if len(listed) > 1
-    }
-    return {**data, **own}
 
 
 def label(choice: Choice) -> str | int | float | bool | None:
@@ -204,27 +188,15 @@ def label(choice: Choice) -> str | int | float | bool | None:
     return "+".join(str(part) for part in choice) if isinstance(choice, tuple) else choice
 
 
-def _resolutions(keys: Iterable[str]) -> str:
-    """The resolutions of encoder keys; empty where one is not a full key."""
-    parts = [_key_parts(key) for key in keys]
-    return "+".join(dict.fromkeys(part[2] for part in parts)) if all(len(p) >= 4 for p in parts) else ""
-
-
-def _key_parts(key: str) -> list[str]:
+def key_parts(key: str) -> list[str]:
     """Name, weights, resolution, dtype, hash; a name may hold points of its own."""
     return key.rsplit(".", 4)
 
 
 def _short_key(key: Scalar) -> str:
     """`esm2-tiny.1a2b3c4d.bins-16.f16.99aabbcc` → `esm2-tiny/bins-16`."""
-    parts = _key_parts(str(key))
+    parts = key_parts(str(key))
     return f"{parts[0]}/{parts[2]}" if len(parts) >= 4 else str(key)
-
-
-def _modality_sets(modalities: list[Modality]) -> list[list[Modality]]:
-    """All of them first, then every smaller set, larger sets first."""
-    sizes = range(len(modalities), 0, -1)
-    return [list(chosen) for size in sizes for chosen in itertools.combinations(modalities, size)]
 
 
 def _is_active(parameter: Parameter, values: Mapping[str, Choice]) -> bool:

@@ -1,34 +1,48 @@
-"""The Optuna study of a sweep: a SQLite file that the Optuna tools open, the only truth about what is done.
+"""The Optuna study of a sweep: a database that the Optuna tools open, the only truth about what is done.
 
-A trial is done when the study says COMPLETE, PRUNED or FAIL. One that the study still calls RUNNING when
-nobody holds the study's lock was interrupted: it is closed as failed with the mark `interrupted` and its
-parameters are queued again, so a resumed sweep repeats no finished trial and loses none.
+A trial is done when the study says COMPLETE, PRUNED or FAIL. One that the study calls RUNNING when a driver
+opens it was left by another that is gone: it is gone on with, under its own number and with its own values.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import math
-import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from isoformer.errors import FingerprintError, StorageError
+from isoformer.errors import FingerprintError
+from isoformer.sweep.database import open_storage_at, shown
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
 
-TrialState = Literal["complete", "pruned", "failed", "interrupted", "running", "waiting"]
-Sampler = Literal["tpe", "random"]
+    from isoformer.sweep.config import SweepConfig
+
+TrialState = Literal["complete", "pruned", "failed", "running", "waiting"]
+STATES: dict[str, TrialState] = {
+    "COMPLETE": "complete",
+    "PRUNED": "pruned",
+    "FAIL": "failed",
+    "RUNNING": "running",
+    "WAITING": "waiting",
+}
 DONE = frozenset({"complete", "pruned", "failed"})
 
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One trial as tables and reports show it. `value` is its validation score; of a pruned one, its last."""
+    """One trial as tables and reports show it. `value` is its validation score; of a pruned one, its last.
+
+    `values` has an objective each, once it is complete; `curve` is [epoch, score of the kept model];
+    `tissues` the R² on validation genes; `started` and `ended` are seconds since 1970.
+    """
 
     number: int
     state: TrialState
@@ -38,140 +52,183 @@ class TrialRow:
     seconds: float | None
     error: str = ""
     run: str = ""
+    values: list[float] = field(default_factory=list)
+    device_seconds: float | None = None
+    parameters: int | None = None
+    started: float | None = None
+    ended: float | None = None
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    tissues: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def open_study(
-    path: Path, name: str, *, seed: int, sampler: Sampler, made_from: Mapping[str, str]
-) -> optuna.Study:
-    """Open or create the study. An existing one must have the same `made_from` (space, data, metric)."""
-    import optuna
+class Study:
+    """The study of one driver: what it knows in memory is what the database says; no other writes to it."""
 
-    _quiet(optuna)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    url = f"sqlite:///{path}"
-    storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 30}})
-    study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
-    _check_made_from(study, path, made_from)
-    study.sampler = _sampler(sampler, seed + len(study.trials))
+    def __init__(self, storage: optuna.storages.RDBStorage, name: str, directions: Sequence[str]) -> None:
+        import optuna
+
+        self.storage, self.name, self.directions = storage, name, tuple(directions)
+        optuna.create_study(
+            storage=storage, study_name=name, directions=list(directions), load_if_exists=True
+        )
+        self._id = storage.get_study_id_from_name(name)
+        self.trials: list[FrozenTrial] = storage.get_all_trials(self._id, deepcopy=True)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What was set for the whole study."""
+        return self.storage.get_study_user_attrs(self._id)
+
+    def set_attribute(self, name: str, value: object) -> None:
+        self.storage.set_study_user_attr(self._id, name, value)
+
+    def begin(
+        self,
+        params: Mapping[str, Any],
+        distributions: Mapping[str, BaseDistribution],
+        *,
+        run_prefix: str,
+        sampler_state: Mapping[str, Any] | None = None,
+    ) -> FrozenTrial:
+        """A new running trial, put into the database in one piece."""
+        from optuna.trial import TrialState, create_trial
+
+        trial = create_trial(
+            state=TrialState.RUNNING,
+            params=dict(params),
+            distributions=dict(distributions),
+            user_attrs={"run": f"{run_prefix}-{len(self.trials):05d}"},
+            system_attrs=dict(sampler_state or {}),
+        )
+        trial.number = len(self.trials)
+        trial._trial_id = self.storage.create_new_trial(self._id, trial)
+        self.trials.append(trial)
+        return trial
+
+    def report(self, trial: FrozenTrial, epoch: int, score: float) -> None:
+        """An epoch's score; one that the study has already changes nothing."""
+        if trial.intermediate_values.get(epoch) != score:
+            trial.intermediate_values[epoch] = score
+            self.storage.set_trial_intermediate_value(trial._trial_id, epoch, score)
+
+    def describe(self, trial: FrozenTrial, **attributes: object) -> None:
+        """Set what a trial's row shows beside its values."""
+        for name, value in attributes.items():
+            trial.user_attrs[name] = value
+            self.storage.set_trial_user_attr(trial._trial_id, name, value)
+
+    def end(self, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None = None) -> None:
+        """Close a trial for good."""
+        import optuna
+
+        found = next(one for one in optuna.trial.TrialState if STATES[one.name] == state)
+        kept = list(values) if values is not None else None
+        self.storage.set_trial_state_values(trial._trial_id, found, kept)
+        trial.state, trial.datetime_complete = found, datetime.now()
+        trial.values = kept
+
+    def rows(self) -> list[TrialRow]:
+        """Every trial, in order."""
+        return [row_of(trial) for trial in self.trials]
+
+    @property
+    def done(self) -> int:
+        """Trials that need not be run again."""
+        return sum(trial.state.is_finished() for trial in self.trials)
+
+    @property
+    def left_running(self) -> list[FrozenTrial]:
+        """Trials that nobody has closed."""
+        return [trial for trial in self.trials if not trial.state.is_finished()]
+
+    @property
+    def device_hours(self) -> float:
+        """Of all trials, ended or not."""
+        return sum(trial.user_attrs.get("device_seconds") or 0.0 for trial in self.trials) / 3600
+
+    def spend(self, seconds: float) -> float:
+        """Add wall seconds to those of earlier sessions; returns the sum."""
+        spent = self.attributes.get("seconds", 0.0) + seconds
+        self.set_attribute("seconds", spent)
+        return spent
+
+    def require_made_from(self, made_from: Mapping[str, str], where: str) -> None:
+        """FingerprintError where the study was made with another space, metric or data."""
+        stored = self.attributes.get("made_from")
+        if stored is None:
+            self.set_attribute("made_from", dict(made_from))
+            return
+        different = sorted(name for name in made_from if stored.get(name) != made_from[name])
+        if different:
+            theirs, ours = ({name: source.get(name) for name in different} for source in (stored, made_from))
+            raise FingerprintError(
+                f"{where}: study {self.name!r} was made with another {', '.join(different)}: "
+                f"{_shortened(theirs)}, now {_shortened(ours)}; take another study name"
+            )
+
+
+def open_study(url: str, name: str, config: SweepConfig, *, made_from: Mapping[str, str]) -> Study:
+    """Open or create the study. An existing one must have the same `made_from` (space, data, objectives)."""
+    study = Study(open_storage_at(url), name, config.directions)
+    study.require_made_from(made_from, shown(url))
     return study
 
 
-def queue_interrupted(study: optuna.Study) -> list[TrialRow]:
-    """Close trials that a dead driver left running and queue their parameters again."""
-    import optuna
-
-    interrupted = [row for row in trial_rows(study) if row.state == "running"]
-    marked = [*study.user_attrs.get("interrupted", []), *(row.number for row in interrupted)]
-    study.set_user_attr("interrupted", marked)
-    for row in interrupted:
-        study.tell(row.number, state=optuna.trial.TrialState.FAIL)
-        if row.params:
-            study.enqueue_trial(row.params, user_attrs={"repeats": row.number})
-    return interrupted
-
-
-def trial_rows(study: optuna.Study) -> list[TrialRow]:
-    """Every trial of the study, in order."""
-    interrupted = set(study.user_attrs.get("interrupted", []))
-    return [_row(trial, interrupted) for trial in study.get_trials(deepcopy=False)]
-
-
-def count_done(study: optuna.Study) -> int:
-    """Trials that need not be run again."""
-    return sum(row.state in DONE for row in trial_rows(study))
-
-
-def importances(study: optuna.Study) -> dict[str, float]:
+def importances(study: Study) -> dict[str, float]:
     """Share of the score's variance that each parameter explains (fANOVA); empty with fewer than four scores.
 
     Only parameters that every completed trial has can be assessed: conditional ones are left out.
     """
     import optuna
 
-    completed = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
-    if len(completed) < 4 or len({trial.value for trial in completed}) < 2:
+    complete = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
+    if len(complete) < 4 or len({trial.values[0] for trial in complete}) < 2:
         return {}
+    copied = optuna.create_study(directions=list(study.directions))
+    copied.add_trials(complete)
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    found = optuna.importance.get_param_importances(
+        copied, evaluator=evaluator, target=lambda trial: trial.values[0]
+    )
     return {name: float(value) for name, value in found.items() if math.isfinite(value)}
 
 
-def open_study_line(path: Path) -> str:
-    """The command that opens the study in Optuna's own dashboard (a separate package)."""
-    return f"optuna-dashboard sqlite:///{path.resolve()}"
+def open_study_line(database: Path | str) -> str:
+    """The command that opens the study, a file or a URL, in Optuna's own dashboard (a separate package)."""
+    url = database if isinstance(database, str) else f"sqlite:///{database.resolve()}"
+    return f"optuna-dashboard {shown(url)}"
 
 
-def _row(trial: optuna.trial.FrozenTrial, interrupted: set[int]) -> TrialRow:
-    attributes = trial.user_attrs
-    state: dict[str, TrialState] = {
-        "COMPLETE": "complete",
-        "PRUNED": "pruned",
-        "FAIL": "failed",
-        "RUNNING": "running",
-        "WAITING": "waiting",
-    }
+def row_of(trial: FrozenTrial) -> TrialRow:
+    """The trial as a row."""
+    attributes, curve = trial.user_attrs, sorted(trial.intermediate_values.items())
+    values = list(trial.values or [])
     return TrialRow(
         number=trial.number,
-        state="interrupted" if _is_interrupted(trial, interrupted) else state[trial.state.name],
-        value=trial.value if trial.value is not None else _last_intermediate(trial),
+        state=STATES[trial.state.name],
+        value=values[0] if values else (curve[-1][1] if curve else None),
+        values=values,
         params=dict(trial.params),
-        epochs=len(trial.intermediate_values),
+        epochs=len(curve),
         seconds=attributes.get("seconds"),
+        device_seconds=attributes.get("device_seconds"),
+        parameters=attributes.get("parameters"),
         error=attributes.get("error", ""),
         run=attributes.get("run", ""),
+        started=_timestamp(trial.datetime_start),
+        ended=_timestamp(trial.datetime_complete),
+        curve=curve,
+        tissues=json.loads(attributes.get("tissues", "{}")),
     )
 
 
-def _is_interrupted(trial: optuna.trial.FrozenTrial, interrupted: set[int]) -> bool:
-    return trial.number in interrupted and trial.state.name == "FAIL"
-
-
-def _last_intermediate(trial: optuna.trial.FrozenTrial) -> float | None:
-    values = trial.intermediate_values
-    return values[max(values)] if values else None
-
-
-def _check_made_from(study: optuna.Study, path: Path, made_from: Mapping[str, str]) -> None:
-    stored = study.user_attrs.get("made_from")
-    if stored is None:
-        study.set_user_attr("made_from", dict(made_from))
-        return
-    different = sorted(name for name in made_from if stored.get(name) != made_from[name])
-    if different:
-        theirs, ours = ({name: source.get(name) for name in different} for source in (stored, made_from))
-        raise FingerprintError(
-            f"{path}: study {study.study_name!r} was made with another {', '.join(different)}: "
-            f"{_shortened(theirs)}, now {_shortened(ours)}; take another study name"
-        )
-
-
-def _sampler(name: Sampler, seed: int) -> optuna.samplers.BaseSampler:
-    """A resumed study gets another seed: the same one would draw the first trials' values again."""
-    import optuna
-
-    if name == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    with (
-        warnings.catch_warnings()
-    ):  # constant_liar, which keeps parallel trials apart, is called experimental
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-
-
-def _quiet(optuna_module: Any) -> None:
-    optuna_module.logging.set_verbosity(optuna_module.logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+def _timestamp(moment: datetime | None) -> float | None:
+    return None if moment is None else time.mktime(moment.timetuple()) + moment.microsecond / 1e6
 
 
 def _shortened(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 200 else f"{text[:199]}…"
-
-
-def require_new(path: Path, *, resume: bool) -> None:
-    """StorageError where a study exists and the caller did not ask to go on with it."""
-    if path.exists() and not resume:
-        raise StorageError(f"{path} exists: go on with it (--resume), or take another study name")

@@ -1,66 +1,167 @@
-"""One trial: `fit` on the shared data, reporting each epoch to Ray Tune. Nothing is tracked from in here."""
+"""One trial: `fit` on the shared data, reporting each epoch to Ray Tune. Nothing is tracked from in here.
+
+A trial leaves a checkpoint on the study's storage every so many seconds, and goes on from the one that it
+finds there: its worker, its node and its driver may be killed. One whose training asks for several workers
+runs them through Ray Train, which does the same in a run folder of the trial's own.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from isoformer.config import build
+from isoformer.storage import Storage, open_storage
 from isoformer.sweep.data import SharedData
 
+if TYPE_CHECKING:
+    from isoformer.model import IsoFormer
+    from isoformer.training.config import TrainConfig
+    from isoformer.training.data import PinnedDataset
+
 Send = Callable[[dict[str, Any]], None]
-REPORTED = ("train_loss", "val_loss", "val_r2", "val_spearman")
+REPORTED: Final = ("train_loss", "val_loss", "val_r2", "val_spearman")
+REPORT_FILE: Final = "report.json"
 
 
-def run_trial(config: dict[str, Any], shared: SharedData) -> None:
-    """What Ray Tune calls. `config` holds the resolved training configuration and the metric's name."""
+@dataclass(frozen=True)
+class TrialPlace:
+    """Where trials keep what a kill must not cost: `<root>/studies/<study>/`, and how often."""
+
+    root: str
+    study: str
+    checkpoint_seconds: float
+
+    def checkpoint_key(self, number: int) -> str:
+        """The object with a trial's newest checkpoint."""
+        return f"studies/{self.study}/checkpoints/{number:05d}.tar"
+
+    @property
+    def runs_root(self) -> str:
+        """The root of the run folders of trials with several workers."""
+        return f"{self.root.rstrip('/')}/studies/{self.study}/trials"
+
+
+def run_trial(config: dict[str, Any], shared: Any) -> None:
+    """What Ray Tune calls. `config`: train (the resolved configuration), metric, number and place."""
     from ray import tune
 
-    search(config["train"], shared, metric=config["metric"], send=tune.report)
+    send: Send = tune.report
+    search(
+        config["train"],
+        shared,
+        metric=config["metric"],
+        send=send,
+        place=config["place"],
+        number=config["number"],
+    )
 
 
-def search(train: Mapping[str, Any], shared: SharedData, *, metric: str, send: Send) -> None:
+def search(
+    train: Mapping[str, Any],
+    shared: SharedData,
+    *,
+    metric: str,
+    send: Send,
+    place: TrialPlace | None = None,
+    number: int = 0,
+) -> None:
     """Fit, and send one result an epoch and a last one with `finished`; an error is a result, too.
 
     `score` is the validation score of the epoch that the fit would keep now: what its model would have.
+    Without a `place` no checkpoints are kept.
     """
     from isoformer.training.config import TrainConfig
-    from isoformer.training.loop import fit
 
-    started = time.perf_counter()
-    reporter = _Reporter(metric, send, started)
+    keeper = _Keeper(place, number) if place is not None else None
+    reporter = _Reporter(metric, send, keeper)
     try:
         settings = build(TrainConfig, train)
         reporter.monitor = settings.monitor
-        keys = {modality: settings.keys[modality] for modality in settings.model.modalities}
-        result = fit(settings, shared.dataset(keys), report=reporter)
+        data = shared.dataset({m: settings.keys[m] for m in settings.model.modalities if m in settings.keys})
+        fitted = _on_workers if settings.workers > 1 and place is not None else _here
+        model, best, parameters = fitted(settings, data, reporter, place, number)
+        tissues = _tissue_scores(model, data)
     except Exception as error:  # a failing trial is reported with its error and does not end the sweep
         send({**reporter.last, "finished": True, "error": f"{type(error).__name__}: {error}"[:500]})
         return
-    seconds = time.perf_counter() - started
-    send({**reporter.last, "score": result.best[metric], "finished": True, "seconds": seconds})
+    last = {"score": best[metric], "finished": True, "seconds": reporter.seconds, "parameters": parameters}
+    send({**reporter.last, **last, "tissues": json.dumps(tissues)})
+
+
+def _here(
+    settings: TrainConfig, data: PinnedDataset, reporter: _Reporter, place: TrialPlace | None, number: int
+) -> tuple[IsoFormer, dict[str, float], int]:
+    """The fit in this process: the model, its epoch's metrics, its trained parameters."""
+    from isoformer.training.loop import fit
+
+    with tempfile.TemporaryDirectory(prefix="isoformer-trial-") as folder:
+        newest = reporter.restore(Path(folder))
+        result = fit(settings, data, report=reporter, resume_from=newest)
+    return result.model, result.best, result.parameters["all_trained"]
+
+
+def _on_workers(
+    settings: TrainConfig, data: PinnedDataset, reporter: _Reporter, place: TrialPlace | None, number: int
+) -> tuple[IsoFormer, dict[str, float], int]:
+    """The fit on Ray Train, in a run folder that goes when the trial has ended."""
+    from isoformer.training.runs import RunFolder
+    from isoformer.training.train import train
+
+    assert place is not None
+    folder = RunFolder(open_storage(place.runs_root), f"{number:05d}")
+    result = train(
+        settings,
+        place.runs_root,
+        run=folder.run,
+        resume=True,
+        data=data,
+        progress=lambda metrics: reporter(metrics, None),
+    )
+    model = folder.model()
+    folder.delete("")
+    return model, result.best, result.parameter_counts["all_trained"]
+
+
+def _tissue_scores(model: IsoFormer, data: PinnedDataset) -> dict[str, float]:
+    """R² on the validation genes by tissue; where it is defined."""
+    from isoformer.metrics import regression_metrics
+    from isoformer.training.loop import predict
+
+    rows = data.rows("validation")
+    predicted_VK = predict(model, data.subset(model.config.modalities), rows)
+    scores = regression_metrics(data.targets[rows], predicted_VK, data.target_mask[rows]).per_tissue["r2"]
+    named = zip(data.target_names, scores, strict=True)
+    return {name: round(float(score), 6) for name, score in named if math.isfinite(score)}
 
 
 class _Reporter:
-    """`fit`'s report callback: knows the epoch that is kept, sends one result an epoch."""
+    """`fit`'s report callback: knows the epoch that is kept, sends one result an epoch, keeps checkpoints."""
 
     monitor = "val_loss"
 
-    def __init__(self, metric: str, send: Send, started: float) -> None:
+    def __init__(self, metric: str, send: Send, keeper: _Keeper | None) -> None:
         self.last: dict[str, Any] = {
-            "epoch": -1,
-            "score": -math.inf,
-            "finished": False,
-            "error": "",
-            "seconds": 0.0,
-        }
+            "epoch": -1, "score": -math.inf, "finished": False, "error": "", "seconds": 0.0,
+        }  # fmt: skip
         self._best = -math.inf
         self._metric = metric
         self._send = send
-        self._started = started
+        self._keeper = keeper
+        self._started = time.perf_counter()
+        self._seconds_before = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Of the trial, with what earlier workers did on it up to the checkpoint."""
+        return self._seconds_before + time.perf_counter() - self._started
 
     def __call__(self, metrics: dict[str, float], checkpoint: Callable[[Path], None] | None) -> None:
         if self._metric not in metrics:  # a checkpoint within an epoch
@@ -72,7 +173,51 @@ class _Reporter:
             **self.last,
             "epoch": int(metrics["epoch"]),
             "score": metrics[self._metric] if is_kept else self.last["score"],
-            "seconds": time.perf_counter() - self._started,
+            "seconds": self.seconds,
             **{name: metrics[name] for name in REPORTED if name in metrics},
         }
+        if self._keeper is not None and checkpoint is not None:
+            self._keeper.keep(checkpoint, {"last": self.last, "best": self._best})
         self._send(self.last)
+
+    def restore(self, folder: Path) -> Path | None:
+        """Unpack the newest checkpoint into `folder`, if there is one, and go on counting from it."""
+        state = self._keeper.restore(folder) if self._keeper is not None else None
+        if state is None:
+            return None
+        self.last, self._best = {**self.last, **state["last"]}, state["best"]
+        self._seconds_before = self.last["seconds"]
+        return folder
+
+
+class _Keeper:
+    """A trial's checkpoint on the storage: one object, whole or not there."""
+
+    def __init__(self, place: TrialPlace, number: int) -> None:
+        self._storage: Storage = open_storage(place.root)
+        self._key = place.checkpoint_key(number)
+        self._every_seconds = place.checkpoint_seconds
+        self._kept = time.perf_counter()
+
+    def keep(self, write: Callable[[Path], None], state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint where it is old enough."""
+        if time.perf_counter() - self._kept < self._every_seconds:
+            return
+        with tempfile.TemporaryDirectory(prefix="isoformer-trial-") as work:
+            folder, packed = Path(work, "checkpoint"), Path(work, "checkpoint.tar")
+            write(folder)
+            (folder / REPORT_FILE).write_text(json.dumps(state), encoding="utf-8")
+            with tarfile.open(packed, "w") as archive:
+                archive.add(folder, arcname=".")
+            self._storage.put_file(packed, self._key)
+        self._kept = time.perf_counter()
+
+    def restore(self, folder: Path) -> dict[str, Any] | None:
+        """Unpack into `folder`; what the report knew then, or None where nothing was kept."""
+        if not self._storage.exists(self._key):
+            return None
+        with tempfile.TemporaryDirectory(prefix="isoformer-trial-") as work:
+            packed = self._storage.download(self._key, Path(work, "checkpoint.tar"))
+            with tarfile.open(packed) as archive:
+                archive.extractall(folder, filter="data")
+        return json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))

@@ -1,40 +1,44 @@
-"""Ray Tune set up for many light trials: no trainer inside a trial, actors reused, data mapped, not sent."""
+"""Ray Tune set up for many light trials: no trainer inside a trial, actors reused, data mapped, not sent.
+
+A trial whose training asks for several workers starts Ray Train; what its workers take is set aside for it,
+so that no two trials can wait for each other's.
+"""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 from isoformer.errors import ConfigError
 from isoformer.sweep.config import SweepConfig
 from isoformer.sweep.data import SharedData
-from isoformer.sweep.search import StudySearcher, TrackTrials
+from isoformer.sweep.search import StudyScheduler, StudySearcher, TrackTrials
 
 
-@dataclass(frozen=True)
-class Budget:
-    """How many more trials, and how many of them at once."""
+def concurrent_trials(config: SweepConfig, workers: int = 1) -> int:
+    """Trials that fit at once. ConfigError where not even one does: Ray would wait for ever.
 
-    trials: int
-    concurrent: int
-
-
-def concurrent_trials(config: SweepConfig) -> int:
-    """Trials that fit at once. ConfigError where not even one does: Ray would wait for ever."""
+    `concurrent` in the configuration is taken at its word where more nodes may come (an autoscaler's).
+    """
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    fitting = sum(_fitting(resources, config) for resources in nodes)
-    if fitting == 0:
+    fitting = sum(_fitting(resources, config) for resources in nodes) // workers
+    if fitting == 0 and config.concurrent is None:
         largest = {name: max((node.get(name, 0) for node in nodes), default=0) for name in ("CPU", "GPU")}
+        each = f"{config.cpus:g} CPU and {config.gpus:g} GPU"
+        asked = f"{workers} workers of {each} each" if workers > 1 else each
         raise ConfigError(
-            f"a trial asks for {config.cpus:g} CPU and {config.gpus:g} GPU, no node has that: {largest}"
+            f"a trial asks for {asked}, and the cluster has no room: its largest node has "
+            f"{largest['CPU']:g} CPU and {largest['GPU']:g} GPU; lower sweep.cpus, sweep.gpus or "
+            f"train.workers, or, where nodes are added on demand, give sweep.concurrent"
         )
+    if config.concurrent is not None and (fitting == 0 or len(nodes) > 1):
+        return config.concurrent
     if len(nodes) == 1:  # logical CPUs of a local cluster may be more than the machine's
-        fitting = min(fitting, max(1, int(len(os.sched_getaffinity(0)) // config.cpus)))
+        here = int(len(os.sched_getaffinity(0)) // (config.cpus * workers))
+        fitting = max(1, min(fitting, here))
     return min(fitting, config.concurrent or fitting)
 
 
@@ -45,26 +49,32 @@ def _fitting(resources: Mapping[str, float], config: SweepConfig) -> int:
 
 
 def run_trials(
-    searcher: StudySearcher, callback: TrackTrials, config: SweepConfig, shared: SharedData, budget: Budget
+    searcher: StudySearcher,
+    callback: TrackTrials,
+    shared: SharedData,
+    *,
+    trials: int,
+    concurrent: int,
 ) -> None:
-    """Run `budget.trials` trials; results reach the study and the tracker through searcher and callback."""
+    """Run at most `trials` trials; results reach the study and the tracker through searcher and callback."""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # an interrupt is ours: the study can go on
     from ray import tune
 
     from isoformer.sweep.trial import run_trial
 
+    config = searcher.config
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, shared=shared), {"cpu": config.cpus, "gpu": config.gpus}
+        tune.with_parameters(run_trial, shared=shared), _resources(config, searcher.base.workers)
     )
     with tempfile.TemporaryDirectory(prefix="isoformer-sweep-") as scratch:
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=_scheduler(config, searcher.base.epochs),
-                num_samples=budget.trials,
-                max_concurrent_trials=budget.concurrent,
+                scheduler=StudyScheduler(searcher),
+                num_samples=trials,
+                max_concurrent_trials=concurrent,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -72,22 +82,12 @@ def run_trials(
                 storage_path=scratch,
                 callbacks=[callback],
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=0),
+                failure_config=tune.FailureConfig(max_failures=config.max_failures),
             ),
         )
         tuner.fit()
 
 
-def _scheduler(config: SweepConfig, epochs: int) -> Any:
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
-
-    if not config.prune or config.grace_epochs >= epochs:
-        return FIFOScheduler()  # type: ignore[no-untyped-call]
-    return ASHAScheduler(
-        time_attr="training_iteration",
-        metric="score",
-        mode="max",
-        max_t=epochs + 2,  # never reached: a trial ends by itself
-        grace_period=config.grace_epochs,
-        reduction_factor=config.reduction,
-    )
+def _resources(config: SweepConfig, workers: int) -> dict[str, float]:
+    """Of the process of a trial; the workers of one with several take theirs through Ray Train."""
+    return {"cpu": config.cpus, "gpu": config.gpus} if workers == 1 else {"cpu": 0.0}

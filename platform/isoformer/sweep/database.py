@@ -1,0 +1,127 @@
+"""Where a study's database is, who may write to it, and how its address is shown.
+
+A study lies in `study.db` beside its other files, or in PostgreSQL or MySQL by URL. One driver works on a
+study at a time: held off by a lock on the folder and, in a server, by a lock of the connection, which the
+server gives back when the driver is gone, however it went.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sqlite3
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from isoformer.errors import StorageError
+
+if TYPE_CHECKING:
+    import optuna
+
+BUSY_SECONDS: Final = 30
+LOCKS: Final = {
+    "postgresql": "SELECT pg_try_advisory_lock(:key)",
+    "mysql": "SELECT GET_LOCK(CONCAT('isoformer-', :key), 0)",
+}
+
+
+def open_storage_at(url: str) -> optuna.storages.RDBStorage:
+    """Optuna's storage, its tables made where there are none. StorageError where it cannot be reached."""
+    import optuna
+    import sqlalchemy.exc
+
+    _quiet(optuna)
+    connect: dict[str, Any] = {"timeout": BUSY_SECONDS} if is_file(url) else {}
+    arguments: dict[str, Any] = {"connect_args": connect} if is_file(url) else {"pool_pre_ping": True}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.storages.RDBStorage(url, engine_kwargs=arguments)
+    except ImportError as error:
+        raise StorageError(
+            f"{shown(url)}: {_first_line(error)}; install isoformer[databases], which has the drivers"
+        ) from None
+    except (sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:  # Optuna wraps its version check
+        raise StorageError(f"{shown(url)}: {_without_password(_first_line(error), url)}") from None
+
+
+@contextmanager
+def only_driver(storage: optuna.storages.RDBStorage, url: str, study: str) -> Iterator[None]:
+    """Keep other drivers off the study for the length of a block. StorageError where one works on it.
+
+    A file's lock is the folder's; see `held_folder`.
+    """
+    import sqlalchemy as sa
+
+    question = LOCKS.get(storage.engine.dialect.name)
+    if question is None:
+        yield
+        return
+    with storage.engine.connect() as connection:
+        key: int | str = zlib.crc32(f"isoformer {study}".encode())
+        if not connection.execute(sa.text(question), {"key": key}).scalar():
+            raise StorageError(f"{shown(url)}: another process works on study {study!r}")
+        connection.commit()
+        yield
+        connection.invalidate()  # the lock goes with the connection
+
+
+@contextmanager
+def held_folder(folder: Path) -> Iterator[None]:
+    """Keep other drivers off a folder for the length of a block. StorageError where one works in it."""
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise StorageError(f"{folder}: another process works on this study") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_file(url: str) -> bool:
+    """Whether the database is a SQLite file."""
+    return url.startswith("sqlite:///")
+
+
+def file_of(url: str) -> Path:
+    """The file of a SQLite URL."""
+    return Path(url.removeprefix("sqlite:///"))
+
+
+def snapshot(database: Path, to: Path) -> Path:
+    """A copy of a SQLite file that is whole although the file is being written to."""
+    with (
+        closing(sqlite3.connect(database, timeout=BUSY_SECONDS)) as source,
+        closing(sqlite3.connect(to)) as out,
+    ):
+        source.backup(out)
+    return to
+
+
+def shown(url: str) -> str:
+    """The address without the password it may hold."""
+    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", url)
+
+
+def _without_password(text: str, url: str) -> str:
+    found = re.search(r"://[^/@:]*:([^/@]+)@", url)
+    return text.replace(found[1], "***") if found else text
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__
+
+
+def _quiet(optuna_module: Any) -> None:
+    optuna_module.logging.set_verbosity(optuna_module.logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
