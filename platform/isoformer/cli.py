@@ -213,11 +213,12 @@ def evaluate(
 
 @_verb
 @click.option("--output", default=None, help="File to write; default: reports/ under a local root.")
-def report(settings: Settings, out: Output, output: str | None) -> None:
+@click.option("--sweep", "is_sweep", is_flag=True, help="Instead: the page of sweep.study, beside the study.")
+def report(settings: Settings, out: Output, output: str | None, is_sweep: bool) -> None:
     """Write one static HTML page: data, curves, scores, ablation, sweep."""
-    from isoformer.stages import run_report
+    from isoformer.stages import run_report, run_sweep_report
 
-    path = run_report(settings, Path(output) if output else None)
+    path = (run_sweep_report if is_sweep else run_report)(settings, Path(output) if output else None)
     out.say(f"report: {path}")
     out.result({"report": str(path)})
 

@@ -526,6 +526,13 @@ def run_report(settings: Settings, output: Path | None = None) -> Path:
     )
 
 
+def run_sweep_report(settings: Settings, output: Path | None = None) -> Path:
+    """The page of the configured study, beside it unless `output` says where."""
+    from isoformer.report import build_sweep_report
+
+    return build_sweep_report(settings.root, settings.sweep.study, output, tracking=settings.tracking)
+
+
 def run_store(settings: Settings, out: Output, action: str, *, delete: bool = False) -> bool:
     """`store ls|verify|gc`. False where verification found something wrong."""
     from isoformer.embeddings.admin import collect_garbage, listing, verify

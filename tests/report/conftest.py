@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from browsing import FLAGS
 from isoformer.config import to_yaml
 from isoformer.evaluate import Detail, Evaluation, TissueScore
 from isoformer.isoform_metrics import IsoformMetrics, Measure, SpecificityMetrics
@@ -19,6 +23,7 @@ from isoformer.schema import TISSUES
 from isoformer.scores import Score, ScoreRow, ScoreTable
 from isoformer.training.config import TrainConfig
 from isoformer.training.runs import RunSettings
+from made_study import a_study, write_study
 
 LABELS = "measured GTEx gene mean TPM <of the principal transcript>"
 ENCODERS = {"dna": "ntv2-tiny-dna", "rna": "ntv2-tiny-rna", "protein": "esm2-tiny"}
@@ -227,3 +232,28 @@ def write_embedding(root: Path, modality: str, name: str) -> None:
         "shards": [{"sequences": 100, "bytes": 1_000_000}],
     }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Headless Chromium; skips where it, its driver or selenium is not installed."""
+    chromium, driver_path = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver_path):
+        pytest.skip("chromium and chromedriver are not installed (Debian: chromium-driver)")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver_path))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="session")
+def study_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with a study of 60 trials and its final models."""
+    root = tmp_path_factory.mktemp("study-root")
+    write_study(root, a_study())
+    return root

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -13,50 +12,11 @@ from rich.console import Console
 
 from isoformer.errors import StorageError
 from isoformer.evaluate import Evaluation
-from isoformer.report import build_report, print_table
+from isoformer.report import build_report, build_sweep_report, print_table
 from isoformer.report.figures import best_so_far, row_title
 from isoformer.scores import ScoreTable
 from isoformer.tracking import TrackingConfig, log_evaluation
-
-VOID = {"meta", "link", "br", "hr", "img", "input"}
-
-
-class Structure(HTMLParser):
-    """Collects ids, addresses, tables and whether every tag is closed in order."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.ids: list[str] = []
-        self.fragments: list[str] = []
-        self.addresses: list[str] = []
-        self.tags: list[str] = []
-        self.unlabelled: list[str] = []
-        self._open: list[str] = []
-        self.feed(page)
-        assert self._open == [], f"not closed: {self._open}"
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        given = dict(attributes)
-        self.tags.append(tag)
-        if given.get("id"):
-            self.ids.append(str(given["id"]))
-        for name in ("href", "src", "xlink:href", "data", "action"):
-            if given.get(name):
-                (self.fragments if str(given[name]).startswith("#") else self.addresses).append(
-                    str(given[name])
-                )
-        if tag == "svg" and not given.get("aria-label"):
-            self.unlabelled.append(tag)
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attributes)
-        if tag not in VOID:
-            self._open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
+from page_structure import Structure
 
 
 @pytest.fixture(scope="module")
@@ -183,3 +143,16 @@ def test_best_so_far_ignores_trials_that_did_not_finish() -> None:
         {"number": 3, "state": "complete", "value": 0.3},
     ]
     assert best_so_far(trials) == [(1, 0.1), (2, 0.1), (3, 0.3)]
+
+
+def test_the_page_of_the_sweep_is_linked_where_there_is_one(full_root: Path, tmp_path: Path) -> None:
+    import shutil
+
+    root = tmp_path / "root"
+    shutil.copytree(full_root, root)
+    before = build_report(str(root), run="final", study="demo").read_text()
+    assert "The page of this sweep" not in before
+    sweep_page = build_sweep_report(str(root), "demo", tracking=TrackingConfig(enabled=False))
+    path = build_report(str(root), run="final", study="demo")
+    address = path.read_text().split('">The page of this sweep')[0].rpartition('href="')[2]
+    assert (path.parent / address).resolve() == sweep_page.resolve()

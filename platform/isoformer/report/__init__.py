@@ -1,12 +1,13 @@
-"""One static HTML page about a dataset, a run and a sweep, and the score table for the terminal.
+"""Static HTML pages about what the stages left, and the score table for the terminal.
 
-collect        reads what the stages left; what is missing is noted
-figures        matplotlib → inline SVG in the page's own colours
-build          fills the template and writes the page
+build          the page about data, a run and a sweep in short; collect reads for it, figures draws for it
+sweep_page     the page about a study; study reads for it, sweep_figures and parameter_figures draw for it
+page           what all pages share; svg makes matplotlib's drawings part of them, heat_map draws its own
 console_table  the score table at the end of the demo
 """
 
 from isoformer.report.build import build_report
 from isoformer.report.console_table import print_table
+from isoformer.report.sweep_page import build_sweep_report
 
-__all__ = ["build_report", "print_table"]
+__all__ = ["build_report", "build_sweep_report", "print_table"]

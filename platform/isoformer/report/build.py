@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from isoformer import __version__
 from isoformer.config import to_yaml
 from isoformer.isoform_metrics import Measure
 from isoformer.report import figures
-from isoformer.report.collect import Found, collect, finite
+from isoformer.report.collect import Found, collect, finite, sweep_page_key
+from isoformer.report.page import number, rendered, seconds
 from isoformer.scores import Score
 from isoformer.storage import open_storage
 from isoformer.sweep.study import open_study_line
@@ -40,43 +41,30 @@ def build_report(
     Parts that are not there are stated as missing. StorageError where the root or the file cannot be reached.
     """
     found = collect(root, run=run, study=study)
-    page = render(found, (tracking or TrackingConfig()).for_root(root))
     folder = local_path(root)
     name = f"{found.run or 'report'}.html"
     path = out or (folder / "reports" / name if folder else Path(name))
+    page = render(found, (tracking or TrackingConfig()).for_root(root), path)
     open_storage(path.resolve().parent).write_bytes(path.name, page.encode())
     return path
 
 
-def render(found: Found, tracking: TrackingConfig) -> str:
-    """The page as text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    folder = Path(__file__).parent / "templates"
-    environment = Environment(
-        loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {
+def render(found: Found, tracking: TrackingConfig, path: Path) -> str:
+    """The page as text, with what it links to as seen from where it will lie."""
+    filters = {
         "mean": _mean,
         "bounds": _bounds,
         "provenance": lambda table: "; ".join(dict.fromkeys(row.label_provenance for row in table.rows)),
-        "capitalised": lambda text: text[:1].upper() + text[1:],
-        "short": lambda score: _number(score.value),
+        "short": lambda score: number(score.value),
         "interval": _interval,
-        "number": _number,
-        "seconds": _seconds,
         "parameter": lambda value: f"{value:.3g}" if isinstance(value, float) else value,
-        "words": lambda text: str(text).replace("_", " "),
     }
     evaluation = found.evaluation
-    return environment.get_template("report.html").render(
+    return rendered(
+        "report.html",
+        filters,
         found=found,
         title="IsoFormer: transcript expression in human tissues",
-        version=__version__,
-        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        style=Markup((folder / "style.css").read_text(encoding="utf-8")),
         sections=SECTIONS,
         labels=_labels(found),
         baseline=figures.best_baseline(evaluation.table) if evaluation else None,
@@ -86,6 +74,7 @@ def render(found: Found, tracking: TrackingConfig) -> str:
         planned_actual=_planned_actual(found.embed_report),
         mlflow_line=open_line(tracking),
         study_line=_study_line(found),
+        sweep_page=_sweep_page(found, path),
         **_sweep(found.sweep),
     )
 
@@ -157,8 +146,8 @@ def _planned_actual(report: Mapping[str, Any] | None) -> list[tuple[str, str, st
     pairs = [
         ("tokens", f"{report['predicted_tokens']:,}", f"{report['tokens']:,}"),
         ("MB written", f"{report['predicted_bytes'] / 1e6:,.1f}", f"{report['bytes_written'] / 1e6:,.1f}"),
-        ("time, start-up apart", _seconds(report["predicted_seconds"]), _seconds(report["actual_seconds"])),
-        ("start-up", "–", _seconds(report["startup_seconds"])),
+        ("time, start-up apart", seconds(report["predicted_seconds"]), seconds(report["actual_seconds"])),
+        ("start-up", "–", seconds(report["startup_seconds"])),
     ]
     return pairs
 
@@ -170,14 +159,20 @@ def _study_line(found: Found) -> str:
     return open_study_line(folder / "studies" / str(found.study) / "study.db")
 
 
-def _number(value: object, digits: int = 3) -> str:
-    return f"{value:,.{digits}f}" if isinstance(value, int | float) and finite(value) else "–"
+def _sweep_page(found: Found, path: Path) -> str:
+    """The address of the study's own page where there is one and it is a file, as this one is."""
+    folder = local_path(found.root)
+    if not found.sweep_page or folder is None or found.study is None:
+        return ""
+    return quote(
+        Path(os.path.relpath(folder / sweep_page_key(found.study), path.resolve().parent)).as_posix()
+    )
 
 
 def _mean(score: Score) -> str:
     if score.value is None:
         return f"undefined ({score.undefined_tissues} tissues)"
-    return _number(score.value) + (f" ± {score.sd:.3f}" if score.sd is not None else "")
+    return number(score.value) + (f" ± {score.sd:.3f}" if score.sd is not None else "")
 
 
 def _bounds(score: Score | Measure) -> str:
@@ -188,9 +183,3 @@ def _interval(score: Score) -> str:
     if score.low is None or score.high is None:
         return "no interval"
     return f"95% interval over genes {score.low:.3f} to {score.high:.3f}"
-
-
-def _seconds(value: float | None) -> str:
-    if value is None:
-        return "unknown"
-    return f"{value / 60:.1f} min" if value >= 120 else f"{value:.1f} s"

@@ -41,6 +41,7 @@ class Found:
     tissue_intervals: dict[str, dict[str, Interval]] = field(default_factory=dict)
     ablation: ScoreTable | None = None
     sweep: dict[str, Any] | None = None
+    sweep_page: bool = False
     missing: dict[str, str] = field(default_factory=dict)
 
 
@@ -65,7 +66,13 @@ def collect(root: str, *, run: str | None, study: str | None) -> Found:
         )
     else:
         found.sweep = _part(found, "sweep", f"studies/{study}/trials.json", storage, json.loads)
+        found.sweep_page = storage.exists(sweep_page_key(study))
     return found
+
+
+def sweep_page_key(study: str) -> str:
+    """Where the page of a study lies under a root."""
+    return f"studies/{study}/report.html"
 
 
 def _read_run(found: Found, storage: Storage, folder: RunFolder) -> None:

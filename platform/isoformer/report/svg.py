@@ -18,6 +18,8 @@ Figure = Any  # matplotlib is imported where it is used, and its keyword types r
 Axes = Any
 
 WIDTH_INCHES = 5.0
+SERIES = ("c1", "c2", "c3", "c4", "c5", "c6")
+"""Colours of lines that are told apart; a seventh line is the first colour with other dashes."""
 COLOURS = {
     "ink": "#010101",
     "muted": "#020202",
@@ -25,6 +27,9 @@ COLOURS = {
     "accent": "#040404",
     "second": "#050505",
     "soft": "#060606",
+    "paper": "#070707",
+    "bad": "#080808",
+    **{name: f"#09090{number}" for number, name in enumerate(SERIES)},
 }
 """Stand-ins that matplotlib writes into the SVG; each becomes `var(--name)`, so dark mode costs nothing."""
 SETTINGS: dict[str, Any] = {
@@ -51,7 +56,9 @@ SETTINGS: dict[str, Any] = {
 
 
 @contextmanager
-def canvas(height_inches: float, name: str) -> Iterator[tuple[Figure, Axes]]:
+def canvas(
+    height_inches: float, name: str, *, width_inches: float = WIDTH_INCHES
+) -> Iterator[tuple[Figure, Axes]]:
     """A figure with axes, in the page's style for the length of the block. `name` makes ids unique."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -59,16 +66,39 @@ def canvas(height_inches: float, name: str) -> Iterator[tuple[Figure, Axes]]:
 
     settings: Any = {**SETTINGS, "svg.hashsalt": name}
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained", label=name)
+        figure = Figure(figsize=(width_inches, height_inches), layout="constrained", label=name)
         FigureCanvasSVG(figure)
         yield figure, figure.add_subplot()
 
 
-def legend_above(axes: Axes) -> None:
-    """What has a label, in one line over the axes."""
+def legend_above(axes: Axes, *, columns: int | None = None) -> None:
+    """What has a label, in one line (or so many columns) over the axes."""
     handles, _ = axes.get_legend_handles_labels()
     if handles:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(handles), borderaxespad=0.2)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns or len(handles), borderaxespad=0.2)
+
+
+def log_axis(axes: Axes) -> None:
+    """A logarithmic x axis with plain numbers: powers would need mathematical type."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:g}" if value < 1000 else f"{value:,.0f}")
+    )
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def series_style(index: int) -> dict[str, Any]:
+    """Colour, dashes and marker of the line with this index: colours alone are not seen by everyone."""
+    dashes = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+    turn = index // len(SERIES)
+    return {
+        "color": COLOURS[SERIES[index % len(SERIES)]],
+        "linestyle": dashes[(index + turn) % len(dashes)],
+        "marker": "osD^vP"[(index + turn) % 6],
+    }
 
 
 def to_svg(figure: Figure, description: str) -> Markup:
@@ -80,8 +110,16 @@ def to_svg(figure: Figure, description: str) -> Markup:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\b(id="|xlink:href="#)|(url\(#)', rf"\g<0>{figure.get_label()}-", text)
     text = re.sub(r"font: ([^;\"]*?)'[^;\"]*", r"font: \1inherit", text)
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r'(?<= d=")[^"]*', _rounded, text)
     for role, colour in COLOURS.items():
         text = text.replace(colour, f"var(--{role})")
     for attribute in ("height", "width"):
         text = re.sub(rf'(<svg[^>]*?) {attribute}="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r"\n\s*", "\n", text)
     return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1))
+
+
+def _rounded(path: re.Match[str]) -> str:
+    """A path with a hundredth of a point where matplotlib writes a millionth."""
+    return re.sub(r"(\.\d\d)\d+", r"\1", path[0]).replace("\n", " ")
