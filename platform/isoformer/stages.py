@@ -239,14 +239,15 @@ def _train_one(
     data: PinnedDataset | None = None,
     parent: str | None = None,
 ) -> TrainResult:
-    from isoformer.tracking import flat_params, run_key
+    from isoformer.tracking import flat_params, log_dataset, run_key
     from isoformer.training.train import train
 
     key = run_key(settings.root, run)
     tracked = tracker.start_run(run, key=key, params=flat_params(config), parent=parent)
     tracker.log_text(tracked, to_yaml(settings.edited(run=run, train=config.model_dump())), "config.yaml")
+    log_dataset(tracker, tracked, settings.root)
     try:
-        with out.progress("train") as advance:
+        with out.progress("train") as advance, tracker.system_metrics(tracked):
             result = train(
                 config,
                 settings.root,
@@ -531,6 +532,23 @@ def run_sweep_report(settings: Settings, output: Path | None = None) -> Path:
     from isoformer.report import build_sweep_report
 
     return build_sweep_report(settings.root, settings.sweep.study, output, tracking=settings.tracking)
+
+
+def run_compare(settings: Settings, out: Output, runs: Sequence[str], output: Path | None = None) -> None:
+    """Runs side by side: scores and differing configuration as tables, all of it as a page."""
+    from isoformer.report import build_compare_report, compare
+    from isoformer.storage import open_storage
+
+    compared = compare(open_storage(settings.root), runs)
+    path = build_compare_report(settings.root, compared, output, tracking=settings.tracking)
+    out.table("Runs", *compared.score_table())
+    if compared.configuration:
+        rows = [(key, *values) for key, values in compared.configuration.items()]
+        out.table("Configuration that differs", ("key", *runs), rows)
+    for reason in compared.unfair:
+        out.say(f"  not a fair comparison: {reason}")
+    out.say(f"report: {path}")
+    out.result({"report": str(path), **compared.to_json()})
 
 
 def run_store(settings: Settings, out: Output, action: str, *, delete: bool = False) -> bool:

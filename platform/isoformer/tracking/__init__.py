@@ -21,6 +21,7 @@ from isoformer.tracking.config import (
     open_line,
     run_key,
 )
+from isoformer.tracking.datasets import log_dataset
 from isoformer.tracking.links import run_links
 from isoformer.tracking.scores import log_ablation, log_evaluation
 from isoformer.tracking.status import TrackingStatus, tracking_status
@@ -37,6 +38,7 @@ __all__ = [
     "flat_params",
     "local_path",
     "log_ablation",
+    "log_dataset",
     "log_evaluation",
     "open_line",
     "probe",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from isoformer.tracking.config import TrackingConfig
 from isoformer.tracking.shipper import first_line
-from isoformer.tracking.sink import RUN_KEY_TAG, quiet_environment
+from isoformer.tracking.sink import RUN_KEY_TAG, quiet_environment, require_database
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -58,6 +58,7 @@ def _ask(config: TrackingConfig, wanted: set[str], found: dict[str, str], proble
 def _links(config: TrackingConfig, wanted: set[str]) -> dict[str, str]:
     from mlflow.tracking import MlflowClient
 
+    require_database(config)
     client = MlflowClient(tracking_uri=config.resolved_uri)
     experiment = client.get_experiment_by_name(config.experiment)
     if experiment is None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 RUN_KEY_TAG = "isoformer.run"
+CONNECT_SECONDS = 10
 CREDENTIALS = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 
 REFUSED_FOR_GOOD = frozenset(
@@ -121,6 +122,7 @@ class MlflowSink:
 
         for name in ("mlflow.store.db.utils", "alembic", "mlflow.tracking"):
             logging.getLogger(name).setLevel(logging.WARNING)
+        require_database(self._config)
         client = MlflowClient(tracking_uri=self._config.resolved_uri)
         self._experiment_id = _experiment(client, self._config)
         self._client = client
@@ -240,6 +242,21 @@ def _experiment(client: MlflowClient, config: TrackingConfig) -> str:
         if raced is None:
             raise
         return raced.experiment_id
+
+
+def require_database(config: TrackingConfig) -> None:
+    """Raise at once where a database does not answer: MLflow itself would try on for hours, under a lock."""
+    uri = config.resolved_uri
+    if config.is_server or uri.startswith("sqlite:"):
+        return
+    from sqlalchemy import create_engine
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.pool import NullPool
+
+    takes_timeout = make_url(uri).get_driver_name() in ("psycopg", "psycopg2", "pymysql", "mysqldb")
+    options = {"connect_timeout": CONNECT_SECONDS} if takes_timeout else {}
+    with create_engine(uri, poolclass=NullPool, connect_args=options).connect():
+        pass
 
 
 def quiet_environment() -> None:

@@ -25,7 +25,7 @@ from typing import Any, Literal, Self
 
 from isoformer.errors import StorageError
 from isoformer.tracking.config import TrackingConfig, code_version
-from isoformer.tracking.journal import Event, Journal, Refusal
+from isoformer.tracking.journal import Event, Journal, Refusal, read_outstanding
 from isoformer.tracking.shipper import Shipper, Sink, first_line
 from isoformer.tracking.sink import MlflowSink
 from isoformer.tracking.system import sampled
@@ -222,6 +222,8 @@ def replay(config: TrackingConfig, *, sink: Sink | None = None) -> ReplayReport:
     Every new Tracker does so too; this is for when there is nothing new to track. It takes as long as the
     store takes events.
     """
+    if not any(read_outstanding(path) for path in config.journal_folder.glob("*.jsonl")):
+        return ReplayReport(sent=0, refusals=(), in_use=0, waiting=0)
     tracker = Tracker(config, sink=sink)
     taken, in_use = tracker.taken_over
     before = taken + 1
