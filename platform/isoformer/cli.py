@@ -331,12 +331,15 @@ def export(settings: Settings, out: Output, folder: Path | None, run: str | None
         settings = settings.edited(run=run)
     run_export(settings, out, folder, **options)
 
+@click.option("--alias", help="With --register: a name of the new version, as best; others lose it.")
 
 commands.add_command(benchmark)
 commands.add_command(explain)
 
 
 def _seeds(text: str) -> list[int]:
+    if options["alias"] is not None and options["register"] is None:
+        raise click.UsageError("--alias is of a registered version: give --register NAME")
     """Distinct whole numbers. UsageError for anything else."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts) or len(set(parts)) != len(parts):

@@ -486,8 +486,11 @@ def run_export(
     with_weights: bool = False,
     as_mlflow: bool = False,
     register: str | None = None,
+    alias: str | None = None,
 ) -> None:
-    """A run's model and its encoders as a bundle or an MLflow model; `register`: in the tracking server."""
+    """A run's model and its encoders as a bundle or an MLflow model; `register`: in the tracking server, where
+    the version may get an alias.
+    """
     from isoformer.predict.bundle import save_bundle
     from isoformer.sequence_model import SequenceModel
 
@@ -499,6 +502,7 @@ def run_export(
             model,
             tracking=settings.tracking.for_root(settings.root),
             registered_name=str(register),
+            alias=alias,
             with_weights=with_weights,
         )
     elif as_mlflow:
@@ -513,6 +517,7 @@ def run_export(
         "fingerprint": model.fingerprint,
         "encoders": ", ".join(encoder.made.key for encoder in model.encoders.values()) or "in the model",
         "encoders' weights": "inside" if with_weights else "not inside",
+        **({"also": f"models:/{register}@{alias}"} if alias else {}),
     }
     out.facts("Exported", list(facts.items()))
     out.result({**facts, "with_weights": with_weights})

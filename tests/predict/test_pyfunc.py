@@ -20,8 +20,9 @@ import pandas as pd
 import pytest
 
 from isoformer.cli import main
-from isoformer.errors import InputError, StorageError
+from isoformer.errors import ConfigError, InputError, StorageError
 from isoformer.sequence_model import SequenceModel
+from isoformer.tracking import TrackingConfig
 from predict.trained import transcripts_of
 
 START_SECONDS, ANSWER_SECONDS = 180, 60
@@ -83,6 +84,38 @@ def test_the_model_opens_by_its_folder_and_from_the_registry(
     np.testing.assert_array_equal(again.predict(transcripts), expected)
     with pytest.raises(StorageError, match="models:/made/2: cannot be had from MLflow"):
         SequenceModel.open("models:/made/2", tracking_uri=uri)
+
+
+def test_the_best_version_is_predicted_with_by_its_alias(
+    model: SequenceModel, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = ["--set", f"root={root}", "--set", "run=one", "--set", f"tracking.folder={tmp_path}", "--json"]
+    for version in (1, 2):
+        capsys.readouterr()
+        main(["export", "--register", "served", "--alias", "best", *places])
+        made = json.loads(capsys.readouterr().out)
+        assert (made["written to"], made["also"]) == (f"models:/served/{version}", "models:/served@best")
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    assert client.get_model_version_by_alias("served", "best").version == 2
+    fasta, table = tmp_path / "some.fa", tmp_path / "predicted.csv"
+    fasta.write_text(">ENST1\n" + "ACGTTGCA" * 40 + "\n")
+    main(["predict", str(fasta), "--output", str(table), "--model", "models:/served@best", *places])
+    assert json.loads(capsys.readouterr().out)["predicted"] == 1
+    columns = [f"log1p_tpm.{name}" for name in model.target_names]
+    assert np.isfinite(pd.read_csv(table)[columns].to_numpy()).all()
+
+
+@pytest.mark.parametrize("alias", ["v2", "latest", "two words", ""])
+def test_an_alias_that_mlflow_does_not_take_is_refused_before_anything_is_logged(
+    model: SequenceModel, tmp_path: Path, alias: str
+) -> None:
+    from isoformer.predict.pyfunc import log_model
+
+    with pytest.raises(ConfigError, match="must be letters, digits"):
+        log_model(model, tracking=TrackingConfig(folder=str(tmp_path)), registered_name="a", alias=alias)
+    assert not list(tmp_path.iterdir())
 
 
 BAD: list[tuple[dict[str, list[Any]], str]] = [

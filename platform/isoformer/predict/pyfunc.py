@@ -10,6 +10,7 @@ be read is told so, and never gets a number for something else.
 
 from __future__ import annotations
 
+import re
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from isoformer import __version__
-from isoformer.errors import InputError, StorageError
+from isoformer.errors import ConfigError, InputError, StorageError
 from isoformer.predict.bundle import TARGET_UNIT, load_bundle, save_bundle
 from isoformer.predict.device import require_device
 from isoformer.predict.mlflow_place import mlflow_at
@@ -36,6 +37,7 @@ with warnings.catch_warnings():
     from mlflow.exceptions import MlflowException
     from mlflow.models import ModelSignature
     from mlflow.pyfunc.model import PythonModel
+    from mlflow.tracking import MlflowClient
     from mlflow.types import ColSpec, DataType, Schema
 
 if TYPE_CHECKING:
@@ -98,12 +100,17 @@ def log_model(
     *,
     tracking: TrackingConfig,
     registered_name: str | None = None,
+    alias: str | None = None,
     with_weights: bool = True,
 ) -> str:
     """Log an MLflow model in a run of its own, and register it under a name where one is given.
 
-    Returns its address: `models:/<name>/<version>` or `models:/<id>`.
+    Returns its address: `models:/<name>/<version>` or `models:/<id>`. With an `alias` the new version is
+    `models:/<name>@<alias>`, too, and no other version is any longer. ConfigError, before anything is logged,
+    for an alias that MLflow does not take.
     """
+    if alias is not None:
+        _require_alias(alias, registered_name)
     MlflowSink(tracking).warm()  # makes a fresh store's tables and the experiment
     with mlflow_at(tracking.resolved_uri), tempfile.TemporaryDirectory(prefix="isoformer-export-") as work:
         bundle = save_bundle(model, Path(work, "bundle"), with_weights=with_weights)
@@ -114,7 +121,10 @@ def log_model(
                 name="model", registered_model_name=registered_name, **_described(model, bundle)
             )
     if registered_name is not None:
-        return f"models:/{registered_name}/{logged.registered_model_version}"
+        version = str(logged.registered_model_version)
+        if alias is not None:
+            MlflowClient(tracking.resolved_uri).set_registered_model_alias(registered_name, alias, version)
+        return f"models:/{registered_name}/{version}"
     return str(logged.model_uri)
 
 
@@ -132,6 +142,15 @@ def input_example(model: SequenceModel) -> pd.DataFrame:
     rna = "".join(random.choice(list("ACGT"), 600))
     protein = "M" + "".join(random.choice(list("ACDEFGHIKLMNPQRSTVWY"), 150))
     return pd.DataFrame({"dna": [dna], "rna": [rna], "protein": [protein]})
+
+
+def _require_alias(alias: str, registered_name: str | None) -> None:
+    if registered_name is None:
+        raise ConfigError(f"alias {alias!r} is of a registered version: give registered_name, too")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", alias) or re.fullmatch(r"(?i)v[0-9]+|latest", alias):
+        raise ConfigError(
+            f"alias {alias!r}: must be letters, digits, - and _, and neither `latest` nor like v2"
+        )
 
 
 def _described(model: SequenceModel, bundle: Path) -> dict[str, Any]:
