@@ -224,6 +224,16 @@ def report(settings: Settings, out: Output, output: str | None, is_sweep: bool) 
 
 
 @_verb
+@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN [RUN]...")
+@click.option("--output", type=click.Path(path_type=Path), help="File to write; default: in reports/.")
+def compare(settings: Settings, out: Output, runs: tuple[str, ...], output: Path | None) -> None:
+    """Set finished runs side by side: configuration, scores, curves, tissues; in the terminal and as HTML."""
+    from isoformer.stages import run_compare
+
+    run_compare(settings, out, runs, output)
+
+
+@_verb
 @click.argument("action", type=click.Choice(["ls", "verify", "gc"]))
 @click.option("--delete", is_flag=True, help="gc: delete; without it, only say what would go.")
 def store(settings: Settings, out: Output, action: str, delete: bool) -> None:

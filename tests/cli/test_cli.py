@@ -14,8 +14,8 @@ from isoformer.cli import _users_error, commands, main
 from isoformer.errors import InputError, StorageError
 
 VERBS = {
-    "benchmark", "demo", "doctor", "embed", "encoders", "evaluate", "explain", "export", "plan", "predict",
-    "prepare", "pretrain", "report", "store", "sweep", "track", "train", "weights",
+    "benchmark", "compare", "demo", "doctor", "embed", "encoders", "evaluate", "explain", "export", "plan",
+    "predict", "prepare", "pretrain", "report", "store", "sweep", "track", "train", "weights",
 }  # fmt: skip
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 

@@ -57,10 +57,10 @@ def a_table(rows: list[ScoreRow], protocol: str) -> ScoreTable:
     return ScoreTable(protocol=protocol, data_fingerprint="feed", target_unit="log1p_tpm", rows=tuple(rows))
 
 
-def an_evaluation() -> Evaluation:
-    model = a_row("dna+rna+protein", "cross_attention", 0.31, "pre-trained")
+def an_evaluation(run: str = "final", r2: float = 0.31, *, seed: int = 0) -> Evaluation:
+    model = a_row("dna+rna+protein", "cross_attention", r2, "pre-trained")
     baseline = a_row("length", "ridge_baseline", 0.22, "none")
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     per_tissue = tuple(
         TissueScore(
             tissue=tissue, name=row.name, method=row.method,
@@ -70,10 +70,10 @@ def an_evaluation() -> Evaluation:
         for tissue in TISSUES
     )  # fmt: skip
     return Evaluation(
-        run="final",
+        run=run,
         split="test",
         data_fingerprint="feed",
-        run_fingerprint="f00d",
+        run_fingerprint="f00d" if run == "final" else f"f00d-{run}",
         transcripts_by_split={"train": 240, "validation": 30, "test": 60},
         without_any_modality=0,
         table=a_table([model, baseline], "the dataset's test split"),
@@ -256,4 +256,47 @@ def study_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with a study of 60 trials and its final models."""
     root = tmp_path_factory.mktemp("study-root")
     write_study(root, a_study())
+    return root
+
+
+def write_run(
+    root: Path, name: str, *, is_evaluated: bool = True, r2: float = 0.31, data: str = "feed", **train: Any
+) -> None:
+    """A finished run, another for another seed."""
+    folder = root / "runs" / name
+    folder.mkdir(parents=True)
+    config = TrainConfig(keys=KEYS, **train)
+    settings = RunSettings(
+        run=name, fingerprint=f"f00d-{name}", data_fingerprint=data, encoders=ENCODERS,
+        encoder_trained=dict.fromkeys(ENCODERS, "pre-trained"), label_provenance=LABELS, train=config,
+    )  # fmt: skip
+    (folder / "config.yaml").write_text(to_yaml(settings))
+    summary = {"best_epoch": 9, "epochs": 12, "stopped_by": "patience", "workers": 1}
+    summary |= {"parameters": 1000 * (config.model.width or 64), "seconds": 8.2}
+    (folder / "run.json").write_text(json.dumps(summary))
+    lines = [
+        {"epoch": e, "train_loss": 1 / (e + 1), "val_loss": 1.1 / (e + 1) + 0.3 - r2,
+         "val_r2": r2 + 0.05 - 1 / (e + 2), "val_spearman": None if e == 0 else r2 + 0.2 - 1 / (e + 3)}
+        for e in range(12)
+    ]  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if is_evaluated:
+        evaluation = an_evaluation(name, r2, seed=config.seed)
+        (folder / "evaluation.json").write_text(evaluation.model_dump_json())
+
+
+@pytest.fixture(scope="session")
+def runs_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs that compare (`base`, `wide`, `plain`), and some that do not."""
+    root = tmp_path_factory.mktemp("runs-root")
+    write_run(root, "base", r2=0.31)
+    write_run(root, "wide", r2=0.36, seed=1, model=ModelConfig(width=32), learning_rate=3e-4)
+    write_run(root, "plain", is_evaluated=False, r2=0.22, model=ModelConfig(fusion="concat"))
+    write_run(root, "cross_attention-dna-rna-protein-seed0-1a2b3c4d", r2=0.33)
+    write_run(root, "elsewhere", r2=0.5, data="beef")
+    write_run(root, "redrawn", r2=0.3, validation="redraw")
+    write_run(root, "unfinished")
+    (root / "runs" / "unfinished" / "run.json").unlink()
+    (root / "runs" / "many").mkdir()
+    (root / "runs" / "many" / "seeds.json").write_text(json.dumps({"runs": ["base", "wide"], "metrics": {}}))
     return root

@@ -14,6 +14,7 @@ from typing import Final
 from markupsafe import Markup, escape
 
 from isoformer.report.collect import finite
+from isoformer.report.svg import without_middle
 
 CIVIDIS: Final = (
     (0, 34, 78), (18, 53, 112), (59, 73, 108), (87, 93, 109), (112, 113, 115), (138, 134, 120),
@@ -21,7 +22,7 @@ CIVIDIS: Final = (
 )  # fmt: skip
 """Ten steps of matplotlib's cividis."""
 CELL, LABEL_WIDTH, LEGEND_HEIGHT = 22, 60, 46
-LETTER_WIDTH = 6.6
+LETTER_WIDTH = 7.4
 LEGEND_STEPS = 24
 NAME_LETTERS = 26
 
@@ -54,7 +55,7 @@ def heat_map(
         high = max(abs(low), abs(high))
         low = -high
     scale = _Scale(low, high, is_difference)
-    label_width = max(LABEL_WIDTH, int(max(map(len, rows)) * LETTER_WIDTH) + 12)
+    label_width = max(LABEL_WIDTH, int(min(max(map(len, rows)), NAME_LETTERS) * LETTER_WIDTH) + 12)
     width = max(label_width + CELL * len(columns) + 20, 300)
     top = int(min(max(map(len, columns)), NAME_LETTERS) * LETTER_WIDTH) + 14
     height = top + CELL * len(rows) + LEGEND_HEIGHT + 8
@@ -112,7 +113,7 @@ def _names(columns: Sequence[str], left: int, top: int) -> list[str]:
     lines = []
     for place, column in enumerate(columns):
         x, y = left + CELL * place + CELL / 2 + 4, top - 6
-        text = column if len(column) <= NAME_LETTERS else f"{column[: NAME_LETTERS - 1]}…"
+        text = without_middle(column, NAME_LETTERS)
         lines.append(f'<text x="{x}" y="{y}" transform="rotate(-90 {x} {y})">{escape(text)}</text>')
     return lines
 
@@ -121,7 +122,8 @@ def _row(
     row: str, cells: Mapping[str, float], columns: Sequence[str], scale: _Scale, at: tuple[int, int, str]
 ) -> list[str]:
     left, top, hatch = at
-    lines = [f'<text x="{left - 8}" y="{top + 15}" text-anchor="end">{escape(row)}</text>']
+    name = escape(without_middle(row, NAME_LETTERS))
+    lines = [f'<text x="{left - 8}" y="{top + 15}" text-anchor="end">{name}</text>']
     for place, column in enumerate(columns):
         value = cells.get(column)
         fill = f'fill="url(#{hatch})"' if value is None else scale.fill(value)

@@ -21,6 +21,8 @@ from isoformer.report.sweep_figures import STATES, TOP, score_range, score_title
 SLICE_INCHES = 3.0
 AXIS_INCHES = 1.25
 JITTER = 0.22
+SPREAD, GOLDEN_RATIO = 0.05, 0.618034
+"""Lines through one category are set apart by their trial's number, evenly whatever the numbers."""
 
 
 class Scale:
@@ -66,11 +68,12 @@ def parallel_coordinates(study: Study) -> Markup | None:
     limits = score_range(study)
     numbers = {trial.number for trial in best}
     others = [trial for trial in study.in_state("complete") if trial.number not in numbers]
+    faintness = min(0.4, max(0.08, 40 / max(1, len(study.trials))))
     width = max(6.0, AXIS_INCHES * (len(scales) + 1))
     with canvas(4.0, "parallel", width_inches=width) as (figure, axes):
         for trials, colour, style in (
-            (study.in_state("pruned"), "muted", {"linewidth": 0.6, "alpha": 0.3}),
-            (others, "accent", {"linewidth": 0.9, "alpha": 0.4}),
+            (study.in_state("pruned"), "muted", {"linewidth": 0.6, "alpha": 0.75 * faintness}),
+            (others, "accent", {"linewidth": 0.9, "alpha": faintness}),
             (best[::-1], "second", {"linewidth": 1.7, "alpha": 0.95}),
         ):
             for trial in trials:
@@ -87,7 +90,11 @@ def _line(
     """Unbroken over neighbouring axes; a value with a gap on both sides is a point."""
     low, high = limits
     score = float(np.clip(trial.score or 0.0, low, high))
-    heights = [s.place(trial.params[s.name]) if s.name in trial.params else math.nan for s in scales]
+    shift = SPREAD * ((trial.number * GOLDEN_RATIO) % 1 - 0.5)
+    heights = [
+        s.place(trial.params[s.name]) + (shift if s.labels else 0.0) if s.name in trial.params else math.nan
+        for s in scales
+    ]
     heights.append((score - low) / (high - low))
     axes.plot(range(len(heights)), heights, solid_joinstyle="round", **style)
     known = [math.isfinite(height) for height in heights]
@@ -111,7 +118,7 @@ def _axes_of(axes: Axes, scales: Sequence[Scale], limits: tuple[float, float], t
     axes.tick_params(axis="x", length=0, top=True, bottom=False, labeltop=True, labelbottom=False)
     axes.set_yticks([])
     axes.set_xlim(-0.1, len(scales) + 0.55)
-    axes.set_ylim(-0.05, 1.05)
+    axes.set_ylim(-0.06, 1.06)
     axes.grid(visible=False)
     for spine in axes.spines.values():
         spine.set_visible(False)

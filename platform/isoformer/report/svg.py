@@ -72,10 +72,12 @@ def canvas(
 
 
 def legend_above(axes: Axes, *, columns: int | None = None) -> None:
-    """What has a label, in one line (or so many columns) over the axes."""
-    handles, _ = axes.get_legend_handles_labels()
-    if handles:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns or len(handles), borderaxespad=0.2)
+    """What has a label: in one line over the axes, or in so many columns from the figure's left edge."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles and columns is None:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(handles), borderaxespad=0.2)
+    elif handles:
+        axes.figure.legend(handles, labels, loc="outside upper left", ncols=columns, borderaxespad=0.2)
 
 
 def log_axis(axes: Axes) -> None:
@@ -99,6 +101,14 @@ def series_style(index: int) -> dict[str, Any]:
         "linestyle": dashes[(index + turn) % len(dashes)],
         "marker": "osD^vP"[(index + turn) % 6],
     }
+
+
+def without_middle(name: str, letters: int) -> str:
+    """A long name with its middle left out: names of one kind differ at their ends."""
+    if len(name) <= letters:
+        return name
+    half = (letters - 1) // 2
+    return f"{name[:half]}…{name[half + 1 - letters :]}"
 
 
 def to_svg(figure: Figure, description: str) -> Markup:
