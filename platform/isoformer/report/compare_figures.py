@@ -65,12 +65,12 @@ def curves(compared: Comparison, name: str, title: str) -> Markup | None:
         return None
     height = 2.6 + 0.16 * ((len(lines) + 1) // 2)
     with canvas(height, f"compared-{name}-curves", width_inches=NARROW_INCHES) as (figure, axes):
-        for index, (run, (points, best_epoch)) in enumerate(lines.items()):
+        for index, (name_of_run, (points, best_epoch)) in enumerate(lines.items()):
             epochs = [epoch for epoch, _ in points]
             kept = [epochs.index(best_epoch)] if best_epoch in epochs else []
             style = series_style(index) | {"markevery": kept, "markersize": 6, "linewidth": 1.5}
             axes.plot(
-                epochs, [value for _, value in points], label=without_middle(run, NAME_LETTERS), **style
+                epochs, [value for _, value in points], label=without_middle(name_of_run, NAME_LETTERS), **style
             )
         axes.set_ylim(*_limits([v for points, _ in lines.values() for _, v in points], name))
         axes.set_xlabel("epoch")
