@@ -11,14 +11,13 @@ import pytest
 
 from isoformer.errors import StorageError
 from isoformer.report.parameter_figures import Scale
-from isoformer.report.study import (
-    Study,
+from isoformer.report.study import Study, read_study
+from isoformer.report.study_facts import (
     best_against_cost,
     best_so_far,
     categories,
     is_numeric,
     pareto_front,
-    read_study,
     variants,
 )
 from isoformer.report.sweep_figures import cut_off, score_range
@@ -113,6 +112,23 @@ def test_kinds_and_orders_of_parameters(study: Study) -> None:
     scale = Scale(study, "learning_rate")
     assert scale.place((3e-4 * 1e-2) ** 0.5) == pytest.approx(0.5), "even by logarithm"
     assert [text for _, text in scale.ticks()] == ["0.0003", "0.0017", "0.01"]
+
+
+def test_choices_of_every_kind_have_a_label() -> None:
+    choices = [None, 16, 0.2, True, ["dna", "rna"]]
+    space = {"x": {"path": "x", "choices": choices}, "keys": {"path": "keys", "choices": [{"dna": "k1"}]}}
+    trials = [{"number": 0, "state": "complete", "value": 0.1, "params": {"x": "dna+rna", "keys": "k1/bins"}}]
+    study = Study.model_validate({"study": "kinds", "space": space, "trials": trials})
+    assert categories(study, "x") == ["null", "16", "0.2", "yes", "dna+rna"]
+    assert categories(study, "keys") == ["k1/bins"]
+    assert Scale(study, "x").place(None) == 0.0
+
+
+def test_scores_that_no_figure_draws_do_not_stretch_its_axis(made: dict[str, Any], study: Study) -> None:
+    failed = {"number": 900, "state": "failed", "value": 5.0, "params": {}}
+    running = {"number": 901, "state": "running", "value": 7.0, "params": {}}
+    more = Study.model_validate({**made, "trials": [*made["trials"], failed, running]})
+    assert score_range(more) == score_range(study)
 
 
 def test_a_trial_that_diverged_does_not_flatten_the_others(made: dict[str, Any], study: Study) -> None:

@@ -11,7 +11,8 @@ import pytest
 from isoformer.errors import StorageError
 from isoformer.report import build_sweep_report
 from isoformer.report.heat_map import cividis, heat_map
-from isoformer.report.study import Study, pareto_front
+from isoformer.report.study import Study
+from isoformer.report.study_facts import pareto_front
 from isoformer.tracking import TrackingConfig
 from made_study import ERROR, a_study, some_finals, write_study
 from page_structure import Structure, cells
@@ -153,6 +154,16 @@ def test_links_go_to_the_runs_that_the_tracker_knows(
     page = build_sweep_report(str(study_root), "made", tmp_path / "page.html").read_text()
     assert f'<a href="{given[keys[0]]}">{keys[0][:8]}…</a>' in page
     assert "javascript:" not in page and f"<code>{keys[1]}</code>" in page
+
+
+def test_scores_that_are_not_numbers_are_dashes(tmp_path: Path) -> None:
+    study = a_study(30)
+    first = next(trial for trial in study["trials"] if trial["state"] == "complete")
+    first |= {"value": float("nan"), "values": [float("nan"), None], "curve": [[0, float("nan")], [1, 0.2]]}
+    page = built(tmp_path, study)
+    row = next(row for row in cells(section(page, "trials")) if row[0] == str(first["number"]))
+    assert row[1:4] == ["complete", "–", "–"]
+    assert not re.search(r"\bnan\b", page, re.IGNORECASE)
 
 
 def test_500_trials_fit(tmp_path: Path) -> None:

@@ -70,7 +70,10 @@ def curves(compared: Comparison, name: str, title: str) -> Markup | None:
             kept = [epochs.index(best_epoch)] if best_epoch in epochs else []
             style = series_style(index) | {"markevery": kept, "markersize": 6, "linewidth": 1.5}
             axes.plot(
-                epochs, [value for _, value in points], label=without_middle(name_of_run, NAME_LETTERS), **style
+                epochs,
+                [value for _, value in points],
+                label=without_middle(name_of_run, NAME_LETTERS),
+                **style,
             )
         axes.set_ylim(*_limits([v for points, _ in lines.values() for _, v in points], name))
         axes.set_xlabel("epoch")

@@ -14,7 +14,8 @@ import numpy as np
 from markupsafe import Markup
 
 from isoformer.report.figures import metric_title
-from isoformer.report.study import Study, Trial, categories, is_numeric, shown_choice
+from isoformer.report.study import Study, Trial
+from isoformer.report.study_facts import categories, is_numeric, shown_choice
 from isoformer.report.svg import COLOURS, Axes, canvas, log_axis, to_svg
 from isoformer.report.sweep_figures import STATES, TOP, score_range, score_title, short, words
 
@@ -128,7 +129,7 @@ def slices(study: Study) -> list[tuple[str, Markup]]:
     """Name and figure of each parameter that trials have: score against its values."""
     found = []
     for name in study.parameters:
-        if any(name in trial.params and trial.score is not None for trial in study.trials):
+        if any(name in trial.params for state, *_ in STATES for trial in study.in_state(state)):
             found.append((name, _slice(study, name)))
     return found
 

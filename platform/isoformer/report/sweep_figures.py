@@ -14,16 +14,8 @@ from markupsafe import Markup
 
 from isoformer.report.collect import finite
 from isoformer.report.figures import ROW_INCHES, metric_title
-from isoformer.report.study import (
-    FinalModel,
-    Study,
-    Trial,
-    best_against_cost,
-    best_so_far,
-    both,
-    pareto_front,
-    variants,
-)
+from isoformer.report.study import FinalModel, Study, Trial
+from isoformer.report.study_facts import best_against_cost, best_so_far, both, pareto_front, variants
 from isoformer.report.svg import COLOURS, Axes, canvas, legend_above, log_axis, series_style, to_svg
 
 TOP = 10
@@ -56,7 +48,9 @@ def cut_off(study: Study, scores: Sequence[float] | None = None) -> int:
 
 
 def all_scores(study: Study) -> list[float]:
-    return [trial.score for trial in study.trials if trial.score is not None]
+    """Of the trials that the figures draw."""
+    drawn = (trial for state, *_ in STATES for trial in study.in_state(state))
+    return [trial.score for trial in drawn if trial.score is not None]
 
 
 def score_title(study: Study) -> str:
@@ -71,7 +65,7 @@ def words(name: str) -> str:
 
 def history(study: Study) -> Markup | None:
     """Every trial's score in the order of the trials, by state, and the best completed one so far."""
-    if not any(trial.score is not None for trial in study.trials):
+    if not all_scores(study):
         return None
     with canvas(3.0, "history", width_inches=NARROW_INCHES) as (figure, axes):
         limits = score_range(study)

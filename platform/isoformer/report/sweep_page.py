@@ -16,16 +16,8 @@ from isoformer.report.collect import finite, sweep_page_key
 from isoformer.report.figures import importance_bars, metric_title
 from isoformer.report.heat_map import HeatMap, heat_map
 from isoformer.report.page import number, rendered, seconds
-from isoformer.report.study import (
-    Parameter,
-    Study,
-    Trial,
-    both,
-    pareto_front,
-    read_study,
-    shown_choice,
-    variants,
-)
+from isoformer.report.study import Parameter, Study, Trial, read_study
+from isoformer.report.study_facts import both, pareto_front, shown_choice, variants
 from isoformer.report.sweep_figures import TOP, words
 from isoformer.storage import open_storage
 from isoformer.sweep.study import open_study_line
@@ -80,6 +72,9 @@ def render(study: Study, root: str, tracking: TrackingConfig) -> str:
         searched=[(name, *_searched(one)) for name, one in study.space.items()],
         states=_states(study.trials),
         spent=_spent(study),
+        ended_by={"trials": "trials", "hours": "hours", "device_hours": "device-hours"}.get(
+            study.budget_used
+        ),
         best=study.best_trial,
         variants=variants(study),
         divisor=divisor,
