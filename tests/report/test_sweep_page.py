@@ -162,7 +162,7 @@ def test_scores_that_are_not_numbers_are_dashes(tmp_path: Path) -> None:
     first |= {"value": float("nan"), "values": [float("nan"), None], "curve": [[0, float("nan")], [1, 0.2]]}
     page = built(tmp_path, study)
     row = next(row for row in cells(section(page, "trials")) if row[0] == str(first["number"]))
-    assert row[1:4] == ["complete", "–", "–"]
+    assert row[1:4] == ["complete", "–", f"{first['parameters']:,}"], "the size is known all the same"
     assert not re.search(r"\bnan\b", page, re.IGNORECASE)
 
 

@@ -232,6 +232,8 @@ def _raw_objectives(study: Study, trial: Trial) -> list[tuple[str, float | None]
     values += [None] * (len(study.targets) - len(values))
     shown = []
     for objective, value in zip(study.targets, values, strict=False):
+        if value is None and objective.name in dict(NUMBERS):  # known of trials that were pruned, too
+            value = getattr(trial, objective.name)
         text = _whole(value) if objective.name == "parameters" else number(value)
         shown.append((text, value if finite(value) else None))
     return shown
