@@ -45,6 +45,7 @@ def run_demo(output: Path, out: Output) -> None:
     """Run every step under `output` and show what came out, how long it took and where to look."""
     from isoformer import stages
     from isoformer.ray_session import ray_session
+    from isoformer.sweep_stages import run_sweep
     from isoformer.tracking import open_line
 
     started = time.perf_counter()
@@ -58,7 +59,7 @@ def run_demo(output: Path, out: Output) -> None:
         out.heading("2  embed: pre-trained encoders and their random twins")
         stages.run_embed(settings, out)
         out.heading("3  sweep: fusion, width, heads, learning rate, modalities, resolution")
-        stages.run_sweep(settings, out, resume=True)
+        run_sweep(settings, out, resume=True)
         out.heading("4  train: the best configuration, on Ray Train")
         settings = with_best(settings)
         saved.write_text(to_yaml(settings))

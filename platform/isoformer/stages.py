@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from isoformer.predict.run import PredictRequest
     from isoformer.scores import ScoreTable
     from isoformer.settings import Settings
-    from isoformer.sweep import SweepResult, TrialRow
     from isoformer.tracking import Tracker
     from isoformer.training.config import TrainConfig
     from isoformer.training.data import PinnedDataset
@@ -274,50 +273,6 @@ def _show_training(result: TrainResult, out: Output) -> None:
             *((name.replace("_", ", "), count) for name, count in result.parameter_counts.items() if count),
             *result.best.items(),
         ],
-    )
-
-
-def run_sweep(settings: Settings, out: Output, *, resume: bool = False) -> SweepResult:
-    """Search, with a bar of finished trials. Ray must be connected."""
-    from isoformer.sweep import sweep
-
-    config = settings.sweep_config()
-    done: list[TrialRow] = []
-    with out.progress("sweep") as advance:
-
-        def told(trial: TrialRow) -> None:
-            done.append(trial)
-            advance(len(done), config.trials)
-
-        result = sweep(
-            config,
-            settings.train,
-            settings.root,
-            tracking=settings.tracking,
-            resume=resume,
-            progress=told,
-        )
-    _show_sweep(result, out)
-    return result
-
-
-def _show_sweep(result: SweepResult, out: Output) -> None:
-    ranked = sorted(
-        (trial for trial in result.trials if trial.value is not None),
-        key=lambda trial: -(trial.value or 0.0),
-    )
-    out.table(
-        f"Sweep: {len(result.trials)} trials in {result.seconds:.0f} s, {result.metric} on validation genes",
-        ("trial", result.metric, "state", "parameters"),
-        [(trial.number, trial.value or 0.0, trial.state, _parameters(trial.params)) for trial in ranked[:5]],
-    )
-
-
-def _parameters(parameters: dict[str, Any]) -> str:
-    """`name=value` pairs, numbers short."""
-    return " ".join(
-        f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in parameters.items()
     )
 
 

@@ -8,7 +8,8 @@ import pytest
 from isoformer.config import build
 from isoformer.errors import ConfigError
 from isoformer.model import ModelConfig
-from isoformer.sweep.space import SearchSpace, default_space, label
+from isoformer.sweep.default_space import default_space
+from isoformer.sweep.space import SearchSpace, label
 from isoformer.training.config import TrainConfig
 
 BASE = TrainConfig(

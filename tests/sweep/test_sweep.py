@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import sqlite3
-import subprocess
-import sys
-import time
 from collections import Counter
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +38,11 @@ def test_a_sweep_finds_tracks_and_writes_down(ray_local: None, shared: SharedDat
     assert result.best is not None and result.best_trial is not None
     assert result.best_trial.value == max(row.value or -9 for row in result.trials if row.state == "complete")
     assert build(TrainConfig, load_yaml(folder / "best.yaml")) == result.best
+    complete = [row for row in result.trials if row.state == "complete"]
+    assert all(set(row.tissues) == set(shared.table.target_names) for row in complete)
+    assert all(row.epochs == len(row.curve) > 0 and (row.parameters or 0) > 0 for row in complete)
+    mean = sum(result.best_trial.tissues.values()) / len(result.best_trial.tissues)
+    assert mean == pytest.approx(result.best_trial.value, abs=1e-5), "the mean over tissues is the score"
     written = json.loads((folder / "trials.json").read_text())
     assert written["best"] == result.best_trial.number and len(written["trials"]) == 8
     study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder}/study.db")
@@ -62,7 +60,7 @@ def test_a_sweep_finds_tracks_and_writes_down(ray_local: None, shared: SharedDat
 def test_a_study_of_a_bucket_is_kept_locally_and_put_there_at_the_end(
     ray_local: None, shared: SharedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("isoformer.sweep.run.local_path", lambda root: None)
+    monkeypatch.setattr("isoformer.sweep.place.local_path", lambda root: None)
     config = SweepConfig(trials=2, keys=KEYS, epochs=1)
     root, first, second = (tmp_path / name for name in ("bucket", "first", "second"))
     found = []
@@ -106,7 +104,8 @@ def check_tracked(tracking: TrackingConfig, rows: list[TrialRow]) -> None:
         assert child.data.params["fusion"] == row.params["fusion"]
         assert len(child.data.metrics) <= 20
         assert child.info.status == "FINISHED"
-        assert [item.path for item in client.list_artifacts(child.info.run_id)] == ["config.yaml"]
+        listed = [item.path for item in client.list_artifacts(child.info.run_id)]
+        assert listed == ["config.yaml"] + ["validation"] * (row.state == "complete")
 
 
 @pytest.mark.slow
@@ -137,82 +136,3 @@ def test_two_sweeps_on_one_study_are_refused(ray_local: None, shared: SharedData
     folder.mkdir(parents=True)
     with FileLock(folder / ".lock"), pytest.raises(StorageError, match="another process"):
         sweep(SweepConfig(keys=KEYS), BASE, str(tmp_path), tracking=QUIET, data=shared)
-
-
-DRIVER = """
-import pickle, sys
-from isoformer.model import ModelConfig
-from isoformer.ray_session import RayConfig, ray_session
-from isoformer.sweep import SweepConfig, sweep
-from isoformer.tracking import TrackingConfig
-from isoformer.training.config import TrainConfig
-
-root, address, made = sys.argv[1:]
-shared, config, base = pickle.load(open(made, "rb"))
-with ray_session(RayConfig(address=address)):
-    sweep(config, base, root, tracking=TrackingConfig(enabled=False), data=shared)
-"""
-
-
-@pytest.mark.slow
-def test_a_killed_driver_is_resumed_without_repeating_or_losing_a_trial(
-    ray_local: None, shared: SharedData, tmp_path: Path
-) -> None:
-    import pickle
-
-    import ray
-
-    base = BASE.edited(epochs=40, patience=40)
-    config = SweepConfig(trials=6, keys=KEYS, prune=False)
-    made = tmp_path / "made.pickle"
-    made.write_bytes(pickle.dumps((shared, config, base)))
-    address = ray.get_runtime_context().gcs_address
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(tmp_path), address, str(made)], start_new_session=True
-    )
-    database = tmp_path / "studies" / "sweep" / "study.db"
-    try:
-        before = wait_for_trials(database, driver, finished=2)
-    finally:
-        if driver.poll() is None:
-            os.killpg(driver.pid, signal.SIGKILL)
-        driver.wait()
-
-    result = sweep(config, base, str(tmp_path), tracking=QUIET, data=shared, resume=True)
-    states = Counter(row.state for row in result.trials)
-    assert states["complete"] == 6 and set(states) <= {"complete", "interrupted"}
-    after = {row.number: (row.state, row.value, row.params) for row in result.trials}
-    assert before.items() <= after.items(), "finished trials are the same"
-    for row in result.trials:
-        if (
-            row.state == "interrupted" and row.params
-        ):  # a kill while values are drawn leaves some of them, or none
-            later = [
-                other for other in result.trials if other.number > row.number and other.state == "complete"
-            ]
-            assert any(row.params.items() <= other.params.items() for other in later)
-
-
-def wait_for_trials(database: Path, driver: subprocess.Popen[bytes], *, finished: int) -> dict[int, Any]:
-    """Trials that are complete, as soon as there are enough."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert driver.poll() is None, "the driver ended before it could be killed"
-        if database.exists():
-            done = completed(database)
-            if len(done) >= finished:
-                return done
-        time.sleep(0.05)
-    raise TimeoutError("no trial finished")
-
-
-def completed(database: Path) -> dict[int, Any]:
-    """Optuna opens a study only once the driver has made it: to open one makes its tables, too."""
-    try:
-        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-            if not connection.execute("SELECT 1 FROM studies").fetchall():
-                return {}
-    except sqlite3.OperationalError:
-        return {}
-    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{database}")
-    return {t.number: ("complete", t.value, t.params) for t in study.trials if t.state.name == "COMPLETE"}

@@ -63,7 +63,7 @@ def test_every_key_is_loaded_once_and_no_test_row_with_it(
 ) -> None:
     loads: list[dict[str, str]] = []
 
-    def load(root: str, keys: dict[Any, str], mode: str) -> PinnedDataset:
+    def load(root: str, keys: dict[Any, str], *, encoders: dict[Any, Any], mode: str) -> PinnedDataset:
         assert mode == "pinned", "trials share arrays"
         loads.append(dict(keys))
         return load_made(root, keys)

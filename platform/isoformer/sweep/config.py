@@ -24,6 +24,11 @@ class FinalConfig(FrozenConfig):
     seeds: tuple[int, ...] = Field(default=(0, 1, 2, 3, 4), min_length=1)
     epochs: int | None = Field(default=None, ge=1, description="null: as many as a trial's")
     patience: int | None = Field(default=None, ge=1, description="null: a trial's")
+    register_as: str | None = Field(
+        default=None,
+        min_length=1,
+        description="name in MLflow's model registry; the best by validation is its alias `best`",
+    )
 
     @field_validator("seeds")
     @classmethod

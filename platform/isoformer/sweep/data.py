@@ -71,9 +71,14 @@ def load_shared(
 
 def _without_embeddings(data: PinnedDataset) -> PinnedDataset:
     """The transcripts, with what is read by encoders inside the model only."""
-    inside = {name: getattr(data, name) for name in ("encoder_keys", "encoder_names", "encoder_trained")}
-    kept = {name: {m: value for m, value in of.items() if m in data.tokens} for name, of in inside.items()}
-    return replace(data, states={}, **kept)
+    inside = list(data.tokens)
+    return replace(
+        data,
+        states={},
+        encoder_keys={m: data.encoder_keys[m] for m in inside},
+        encoder_names={m: data.encoder_names[m] for m in inside},
+        encoder_trained={m: data.encoder_trained[m] for m in inside},
+    )
 
 
 def without_test(data: PinnedDataset) -> PinnedDataset:

@@ -19,7 +19,8 @@ VERSION: Final = 2
 class SweepResult:
     """Every trial, the best one and its training configuration, and how the sweep ended.
 
-    `about` holds what else trials.json says: budget, sampler, scheduler, dataset, database.
+    `about` holds what else trials.json says: budget, sampler, scheduler, dataset, database; `configs` the
+    training configurations of the best trials, as many as there are to be final models.
     """
 
     study: str
@@ -34,6 +35,7 @@ class SweepResult:
     seconds: float = 0.0
     space: dict[str, Any] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
+    configs: dict[int, TrainConfig] = field(default_factory=dict)
 
     @property
     def front(self) -> list[int]:
@@ -64,10 +66,10 @@ class SweepResult:
         }
 
 
-def best_of(rows: Sequence[TrialRow]) -> TrialRow | None:
-    """The complete trial with the highest score; of equals the first."""
+def ranked(rows: Sequence[TrialRow]) -> list[TrialRow]:
+    """Complete trials, the highest score first; of equals the earlier."""
     complete = [row for row in rows if row.state == "complete" and row.value is not None]
-    return max(complete, key=lambda row: (row.value or 0.0, -row.number), default=None)
+    return sorted(complete, key=lambda row: (-(row.value or 0.0), row.number))
 
 
 def pareto_front(rows: Sequence[TrialRow], directions: Sequence[str]) -> list[int]:

@@ -13,7 +13,7 @@ import os
 import socket
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,14 +24,16 @@ from isoformer.sweep.config import SweepConfig
 from isoformer.sweep.control import Control
 from isoformer.sweep.default_space import VARIANTS, default_space, with_resolutions
 from isoformer.sweep.place import StudyPlace, study_place
-from isoformer.sweep.results import Status, SweepResult, best_of
+from isoformer.sweep.results import Status, SweepResult, ranked
 from isoformer.sweep.sampling import LAG_PER_SLOT, Drawing, require_variants
 from isoformer.sweep.space import SearchSpace
 from isoformer.sweep.stopping import StoppingRule
 from isoformer.sweep.study import Study, TrialRow, importances, open_study
+from isoformer.sweep.supply import MissingRun, Opening, Supply
 from isoformer.sweep.trial import TrialPlace
 from isoformer.sweep.warm_start import earlier_trials
 from isoformer.tracking import Tracker, TrackingConfig
+from isoformer.tracking.tracker import RunStatus
 
 if TYPE_CHECKING:
     from isoformer.storage import Storage
@@ -59,8 +61,10 @@ def sweep(
     resume: bool = False,
     progress: Progress | None = None,
     data: SharedData | None = None,
+    supply: Supply | None = None,
 ) -> SweepResult:
-    """Search around `base` until a budget is used up. Ray must be connected.
+    """Search around `base` until a budget is used up. Ray must be connected. `supply` makes embeddings that
+    are listed and not there, when a trial asks for them.
 
     ConfigError where the space does not fit `base` or a trial asks for more than the cluster has;
     StorageError where the study exists (and `resume` is false) or another process works on it;
@@ -83,9 +87,10 @@ def sweep(
     control = Control(storage, config.study)
     with study_place(storage, root, config, tracking, resume=resume) as place, Tracker(tracking) as tracker:
         control.begin({"host": socket.gethostname(), "pid": os.getpid(), "database": place.shown_url})
-        shared = data or load_shared(root, config.keys, base.model.encoders)
+        missing = supply.missing() if supply is not None else []
+        shared = data or load_shared(root, _there(config, missing), base.model.encoders)
         study = open_study(place.url, config.study, config, made_from=_made_from(searched, shared))
-        run = _parent_run(study, searched, shared, tracker)
+        run = _parent_run(study, searched, shared, tracker, root)
         searcher = StudySearcher(
             study=study,
             drawing=_drawing(study, searched, storage, tracking, concurrent),
@@ -96,6 +101,7 @@ def sweep(
             base=base,
             place=TrialPlace(root, config.study, config.checkpoint_seconds),
             parent_run=run,
+            opening=_opening(study, config, missing),
         )
 
         def ended(row: TrialRow) -> None:
@@ -104,11 +110,15 @@ def sweep(
             if progress is not None:
                 progress(row)
 
-        callback = TrackTrials(searcher, tracker, shared=shared, ended=ended)
-        left = searcher.trial_limit - study.done
         try:
-            if left > 0:
-                run_trials(searcher, callback, shared, trials=left, concurrent=concurrent)
+            with tracker.system_metrics(run):
+                while (left := searcher.trial_limit - study.done) > 0:
+                    callback = TrackTrials(searcher, tracker, shared=shared, ended=ended)
+                    run_trials(searcher, callback, shared, trials=left, concurrent=concurrent)
+                    if not searcher.wanted or supply is None:
+                        break
+                    searcher.supplied(supply.make(searcher.wanted))
+                    shared = load_shared(root, _there(config, supply.missing()), base.model.encoders)
         except BaseException:
             tracker.end_run(run, status="KILLED")
             raise
@@ -161,6 +171,23 @@ def _space(config: SweepConfig, keys: Mapping[Modality, tuple[str, ...]]) -> Sea
     return build(SearchSpace, with_resolutions(config.space.model_dump(), keys))
 
 
+def _there(config: SweepConfig, missing: Sequence[MissingRun]) -> dict[Modality, tuple[str, ...]]:
+    """The keys that can be read."""
+    absent = {key for run in missing for key in run.keys}
+    return {m: tuple(key for key in listed if key not in absent) for m, listed in config.keys.items()}
+
+
+def _opening(study: Study, config: SweepConfig, missing: Sequence[MissingRun]) -> Opening | None:
+    """When what is missing may be made: as was decided when the study was begun."""
+    if not missing:
+        return None
+    opening = Opening.of(missing, config.keys, trials=config.trials, device_hours=config.device_hours)
+    decided = {**opening.opens_at, **study.attributes.get("opens_at", {})}
+    study.set_attribute("opens_at", decided)
+    kept = {key: decided[key] for key in opening.opens_at}
+    return Opening(kept, opening.device_seconds)
+
+
 def _made_from(searched: _Searched, shared: SharedData) -> dict[str, str]:
     config = searched.config
     return {
@@ -193,7 +220,7 @@ def _drawing(
     )
 
 
-def _parent_run(study: Study, searched: _Searched, shared: SharedData, tracker: Tracker) -> str:
+def _parent_run(study: Study, searched: _Searched, shared: SharedData, tracker: Tracker, root: str) -> str:
     config = searched.config
     run = study.attributes.get("run") or uuid.uuid4().hex
     study.set_attribute("run", run)
@@ -205,6 +232,9 @@ def _parent_run(study: Study, searched: _Searched, shared: SharedData, tracker: 
     }
     params = {name: str(getattr(config, name)) for name in ("study", "trials", "metric", "sampler", "seed")}
     tracker.start_run(f"sweep {config.study}", key=run, tags=tags, params=params)
+    tracker.log_input(
+        run, name="transcripts", digest=shared.table.transcripts_fingerprint, source=root, context="search"
+    )
     tracker.log_text(run, to_yaml(config), "config.yaml")
     tracker.log_text(run, to_yaml(searched.base), "base.yaml")
     return run
@@ -213,15 +243,18 @@ def _parent_run(study: Study, searched: _Searched, shared: SharedData, tracker: 
 def _result(searcher: StudySearcher, place: StudyPlace, shared: SharedData) -> SweepResult:
     study, config = searcher.study, searcher.config
     rows = study.rows()
-    best = best_of(rows)
+    best_first = ranked(rows)[: max(1, config.final.top)]
+    configs = {row.number: searcher.config_of(row.params) for row in best_first}
+    best = best_first[0] if best_first else None
     names = [config.metric] + ([config.cost] if config.cost else [])
     return SweepResult(
         study=config.study,
         metric=config.metric,
         folder=str(place.folder),
         trials=rows,
-        best=None if best is None else searcher.config_of(best.params),
+        best=None if best is None else configs[best.number],
         best_trial=best,
+        configs=configs,
         importances=importances(study),
         objectives=tuple(zip(names, config.directions, strict=True)),
         status=_status(searcher),
@@ -236,6 +269,7 @@ def _result(searcher: StudySearcher, place: StudyPlace, shared: SharedData) -> S
             "scheduler": searcher.rule.scheduler,
             "seed": config.seed,
             "repeatable": config.repeatable,
+            "redrawn": searcher.redrawn,
             "run": searcher.parent_run,
             "storage": place.shown_url,
             "dataset": {
@@ -279,5 +313,5 @@ def _close_parent(result: SweepResult, run: str, tracker: Tracker) -> None:
     tracker.log_text(run, json.dumps(result.to_json(), indent=1), "trials.json")
     if result.best is not None:
         tracker.log_text(run, to_yaml(result.best), "best.yaml")
-    ended = {"paused": "KILLED", "cancelled": "KILLED"}.get(result.status, "FINISHED")
-    tracker.end_run(run, status="FAILED" if result.best is None and ended == "FINISHED" else ended)  # type: ignore[arg-type]
+    status: RunStatus = "FAILED" if result.best is None else "FINISHED"
+    tracker.end_run(run, status="KILLED" if result.status in ("paused", "cancelled") else status)

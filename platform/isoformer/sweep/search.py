@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ray.tune.callback import Callback
 from ray.tune.schedulers import FIFOScheduler
@@ -21,12 +21,14 @@ from isoformer.config import to_yaml
 from isoformer.sweep.config import SweepConfig
 from isoformer.sweep.control import Control
 from isoformer.sweep.data import SharedData
-from isoformer.sweep.sampling import Drawing
+from isoformer.sweep.sampling import Drawing, Drawn
 from isoformer.sweep.space import SearchSpace, is_score
 from isoformer.sweep.stopping import Peer, StoppingRule
 from isoformer.sweep.study import Study, TrialRow, row_of
+from isoformer.sweep.supply import Opening
 from isoformer.sweep.trial import REPORTED, TrialPlace
 from isoformer.tracking import Tracker, dataset_tags
+from isoformer.tracking.tracker import RunStatus
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[TrialRow], None]
 End = Literal["pruned", "pause", "cancel"]
-CANCELLED = "cancelled by request"
+CANCELLED: Final = "cancelled by request"
+REDRAWS: Final = 20
 
 
 @dataclass
@@ -64,6 +67,7 @@ class StudySearcher(Searcher):
     base: TrainConfig
     place: TrialPlace
     parent_run: str
+    opening: Opening | None = None
     session_began: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -72,10 +76,13 @@ class StudySearcher(Searcher):
         self._interrupted = self.study.left_running
         self._seconds_before = self.study.attributes.get("seconds", 0.0)
         self._device_seconds: dict[int, float] = {}
+        self.missing: set[str] = set(self.opening.opens_at) if self.opening else set()
+        self.wanted: tuple[str, ...] = ()
+        self.redrawn = 0
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial's task; None where it must wait for others; FINISHED where there is no more."""
-        if self.control.request is not None or self.budget_used() is not None:
+        if self.wanted or self.control.request is not None or self.budget_used() is not None:
             return Searcher.FINISHED
         if self._interrupted:
             trial = self._interrupted.pop(0)
@@ -85,8 +92,9 @@ class StudySearcher(Searcher):
         elif not self.drawing.is_ready(self.study.trials):
             return None
         else:
-            drawn = self.drawing.next(self.study.trials)
-            config = self.space.applied(self.base, drawn.values)
+            drawn, config = self._drawn()
+            if self.wanted:
+                return Searcher.FINISHED
             trial = self.study.begin(
                 drawn.params,
                 drawn.distributions,
@@ -101,6 +109,53 @@ class StudySearcher(Searcher):
             "place": self.place,
         }
 
+    def _drawn(self) -> tuple[Drawn, TrainConfig]:
+        """The next trial on embeddings that are there; sets `wanted` where it may have others made."""
+        number, trials = len(self.study.trials), self.study.trials
+        for attempt in range(REDRAWS):
+            drawn = self.drawing.next(trials, attempt=attempt)
+            config = self.space.applied(self.base, drawn.values)
+            keys = {config.keys[m] for m in config.model.modalities if m in config.keys}
+            lacking = tuple(sorted(keys & self.missing))
+            if not lacking:
+                return drawn, config
+            assert self.opening is not None
+            if self.opening.permits(lacking, number, self._device_seconds_left):
+                self.wanted = lacking
+                return drawn, config
+            self.redrawn += 1
+        drawn = self.drawing.next(trials, fixed=self._cached_choices())
+        return drawn, self.space.applied(self.base, drawn.values)
+
+    def _cached_choices(self) -> dict[str, Any]:
+        """Of each parameter that chooses embeddings, the first choice that is there."""
+        chosen = {}
+        for name, parameter in self.space.root.items():
+            if parameter.path.split(".")[0] == "keys":
+                for label, choice in parameter.by_label.items():
+                    asked = set(choice.values()) if isinstance(choice, dict) else {choice}
+                    if not asked & self.missing:
+                        chosen[name] = label
+                        break
+        return chosen
+
+    @property
+    def _device_seconds_left(self) -> float | None:
+        limit = self.config.device_hours
+        return None if limit is None else limit * 3600 - self._device_seconds_spent
+
+    @property
+    def _device_seconds_spent(self) -> float:
+        embedding = float(self.study.attributes.get("embedding_device_seconds", 0.0))
+        return self.study.device_hours * 3600 + sum(self._device_seconds.values()) + embedding
+
+    def supplied(self, device_seconds: float) -> None:
+        """What was wanted is there."""
+        spent = float(self.study.attributes.get("embedding_device_seconds", 0.0)) + device_seconds
+        self.study.set_attribute("embedding_device_seconds", spent)
+        self.missing -= set(self.wanted)
+        self.wanted = ()
+
     @property
     def trial_limit(self) -> int:
         """How many trials the study is to hold."""
@@ -110,10 +165,8 @@ class StudySearcher(Searcher):
         """Which budget is used up, if one is."""
         if self.config.hours is not None and self.seconds >= self.config.hours * 3600:
             return "hours"
-        spent = self.study.device_hours + sum(self._device_seconds.values()) / 3600
-        if self.config.device_hours is not None and spent >= self.config.device_hours:
-            return "device_hours"
-        return None
+        left = self._device_seconds_left
+        return "device_hours" if left is not None and left <= 0 else None
 
     @property
     def seconds(self) -> float:
@@ -290,8 +343,8 @@ class TrackTrials(Callback):
             text = "tissue,r2\n" + "".join(f'"{name}",{score}\n' for name, score in row.tissues.items())
             self.tracker.log_text(row.run, text, "validation/per_tissue.csv")
         self.tracker.set_tags(row.run, tags)
-        status = "KILLED" if end in ("pause", "cancel") else "FAILED" if row.state == "failed" else "FINISHED"
-        self.tracker.end_run(row.run, status=status)
+        status: RunStatus = "FAILED" if row.state == "failed" else "FINISHED"
+        self.tracker.end_run(row.run, status="KILLED" if end in ("pause", "cancel") else status)
         if self.ended is not None and end != "pause":
             self.ended(row)
 

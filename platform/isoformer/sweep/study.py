@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from isoformer.sweep.config import SweepConfig
 
+Direction = Literal["maximize", "minimize"]
 TrialState = Literal["complete", "pruned", "failed", "running", "waiting"]
 STATES: dict[str, TrialState] = {
     "COMPLETE": "complete",
@@ -33,7 +34,6 @@ STATES: dict[str, TrialState] = {
     "RUNNING": "running",
     "WAITING": "waiting",
 }
-DONE = frozenset({"complete", "pruned", "failed"})
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,9 @@ class TrialRow:
 class Study:
     """The study of one driver: what it knows in memory is what the database says; no other writes to it."""
 
-    def __init__(self, storage: optuna.storages.RDBStorage, name: str, directions: Sequence[str]) -> None:
+    def __init__(
+        self, storage: optuna.storages.RDBStorage, name: str, directions: Sequence[Direction]
+    ) -> None:
         import optuna
 
         self.storage, self.name, self.directions = storage, name, tuple(directions)
@@ -127,8 +129,8 @@ class Study:
         found = next(one for one in optuna.trial.TrialState if STATES[one.name] == state)
         kept = list(values) if values is not None else None
         self.storage.set_trial_state_values(trial._trial_id, found, kept)
-        trial.state, trial.datetime_complete = found, datetime.now()
-        trial.values = kept
+        trial.state, trial.values = found, kept
+        trial.datetime_complete = self.storage.get_trial(trial._trial_id).datetime_complete
 
     def rows(self) -> list[TrialRow]:
         """Every trial, in order."""

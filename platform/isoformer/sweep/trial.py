@@ -181,12 +181,16 @@ class _Reporter:
         self._send(self.last)
 
     def restore(self, folder: Path) -> Path | None:
-        """Unpack the newest checkpoint into `folder`, if there is one, and go on counting from it."""
+        """Unpack the newest checkpoint into `folder`, if there is one, and go on counting from it.
+
+        Its epoch is sent again: a kill may have come after the checkpoint and before the result.
+        """
         state = self._keeper.restore(folder) if self._keeper is not None else None
         if state is None:
             return None
         self.last, self._best = {**self.last, **state["last"]}, state["best"]
         self._seconds_before = self.last["seconds"]
+        self._send(self.last)
         return folder
 
 

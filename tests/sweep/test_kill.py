@@ -1,0 +1,199 @@
+"""A sweep whose driver, worker or node is killed ends as one that nobody disturbed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from isoformer.model import ModelConfig
+from isoformer.storage import open_storage
+from isoformer.sweep import SweepConfig, SweepResult, TrialRow, sweep
+from isoformer.sweep.control import ask_for
+from isoformer.sweep.data import SharedData
+from isoformer.tracking import TrackingConfig
+from isoformer.training.config import TrainConfig
+
+KEYS: Any = {
+    "rna": ("tiny-rna.11111111.pooled.f16.aaaaaaaa", "tiny-rna.11111111.bins-4.f16.bbbbbbbb"),
+    "protein": ("tiny-protein.22222222.pooled.f16.cccccccc", "tiny-protein.22222222.bins-4.f16.dddddddd"),
+}
+BASE = TrainConfig(model=ModelConfig(modalities=("rna", "protein")), epochs=30, patience=30)
+QUIET = TrackingConfig(enabled=False)
+CONFIG = SweepConfig(
+    trials=10, keys=KEYS, seed=2, grace_epochs=10, variants="fusion", checkpoint_seconds=0.0, concurrent=2
+)
+
+DRIVER = """
+import pickle, sys
+from isoformer.ray_session import RayConfig, ray_session
+from isoformer.sweep import sweep
+from isoformer.tracking import TrackingConfig
+
+root, address, made = sys.argv[1:]
+shared, config, base = pickle.load(open(made, "rb"))
+with ray_session(RayConfig(address=address)):
+    sweep(config, base, root, tracking=TrackingConfig(enabled=False), data=shared, resume=True)
+"""
+
+
+def identity(rows: list[TrialRow]) -> list[TrialRow]:
+    """All of a row but the clock."""
+    return [replace(row, seconds=None, device_seconds=None, started=None, ended=None, run="") for row in rows]
+
+
+@contextmanager
+def driver(root: Path, made: Path) -> Iterator[subprocess.Popen[bytes]]:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-c", DRIVER, str(root), address, str(made)]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def written(root: Path) -> int:
+    """Epochs and ended trials that the study holds."""
+    database = root / "studies" / "sweep" / "study.db"
+    if not database.exists():
+        return 0
+    try:
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)) as connection:
+            count = "SELECT COUNT(*) FROM trial_intermediate_values"
+            ended = "SELECT COUNT(*) FROM trials WHERE state != 'RUNNING'"
+            return sum(connection.execute(query).fetchone()[0] for query in (count, ended))
+    except sqlite3.OperationalError:  # its tables are being made
+        return 0
+
+
+def wait_until(reached: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 120) -> bool:
+    """False where the driver ended first."""
+    deadline = time.monotonic() + seconds
+    while not reached():
+        if process.poll() is not None:
+            assert process.returncode == 0, process.stderr and process.stderr.read().decode()[-2000:]
+            return False
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.02)
+    return True
+
+
+def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Ray workers that run a trial now, of any driver of this machine's test cluster."""
+    import ray
+
+    raylet = next(p for p in psutil.Process().children(recursive=True) if "raylet" in p.name())
+    del ray, process
+    found = []
+    for child in raylet.children():
+        with_title = " ".join(child.cmdline())
+        if "ImplicitFunc" in with_title or "run_trial" in with_title:
+            found.append(child)
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_local: None, shared: SharedData, tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
+    root = tmp_path_factory.mktemp("undisturbed")
+    return sweep(CONFIG, BASE, str(root), tracking=QUIET, data=shared)
+
+
+def disturbed(
+    root: Path, shared: SharedData, kills: int, *, what: tuple[str, ...], seed: int
+) -> tuple[SweepResult, list[str]]:
+    """Kill at `kills` random points of the study's progress, then let a last driver come to the end."""
+    random_points = random.Random(seed)
+    made = root / "made.pickle"
+    made.write_bytes(pickle.dumps((shared, CONFIG, BASE)))
+    killed: list[str] = []
+    while len(killed) < kills:
+        with driver(root, made) as process:
+            goal = written(root) + random_points.randint(1, 40)
+            kind = what[len(killed) % len(what)]
+            if not wait_until(lambda goal=goal: written(root) >= goal, process):
+                break
+            time.sleep(random_points.random() * 0.2)
+            if kind == "driver":
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                victims = workers_of(process)
+                assert victims, "a trial's worker is there to be killed"
+                random_points.choice(victims).kill()
+                wait_until(lambda goal=goal: written(root) >= goal + 15, process)
+            killed.append(kind)
+    return sweep(CONFIG, BASE, str(root), tracking=QUIET, data=shared, resume=True), killed
+
+
+@pytest.mark.slow
+def test_two_kills_change_nothing(undisturbed: SweepResult, shared: SharedData, tmp_path: Path) -> None:
+    result, killed = disturbed(tmp_path, shared, 2, what=("driver", "worker"), seed=1)
+    assert killed == ["driver", "worker"]
+    assert identity(result.trials) == identity(undisturbed.trials)
+    assert {row.state for row in result.trials} <= {"complete", "pruned"} and len(result.trials) == 10
+    assert not list((tmp_path / "studies" / "sweep").glob("checkpoints/*")), "ended trials leave none"
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1200)
+def test_ten_kills_at_random_points_change_nothing(
+    undisturbed: SweepResult, shared: SharedData, tmp_path: Path
+) -> None:
+    killed: list[str] = []
+    for round_number in range(5):  # a study is over before ten kills fit in
+        if len(killed) >= 10:
+            break
+        root = tmp_path / str(round_number)
+        root.mkdir()
+        result, now = disturbed(
+            root, shared, min(5, 10 - len(killed)), what=("driver", "worker"), seed=10 + round_number
+        )
+        killed += now
+        assert identity(result.trials) == identity(undisturbed.trials)
+    assert len(killed) == 10, killed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("request_", ["pause", "stop", "cancel"])
+def test_a_sweep_is_paused_stopped_and_cancelled_from_outside(
+    undisturbed: SweepResult, shared: SharedData, tmp_path: Path, request_: Any
+) -> None:
+    made = tmp_path / "made.pickle"
+    made.write_bytes(pickle.dumps((shared, CONFIG, BASE)))
+    with driver(tmp_path, made) as process:
+        assert wait_until(lambda: written(tmp_path) >= 40, process)
+        ask_for(open_storage(str(tmp_path)), "sweep", request_)
+        process.wait(timeout=120)
+        assert process.returncode == 0 or request_ != "stop"
+    import json
+
+    found = json.loads((tmp_path / "studies" / "sweep" / "trials.json").read_text())
+    states = [trial["state"] for trial in found["trials"]]
+    assert found["status"] == {"pause": "paused", "stop": "stopped", "cancel": "cancelled"}[request_]
+    assert len(states) < 10
+    if request_ == "pause":
+        assert "running" in states
+        result = sweep(CONFIG, BASE, str(tmp_path), tracking=QUIET, data=shared, resume=True)
+        assert identity(result.trials) == identity(undisturbed.trials)
+    elif request_ == "stop":
+        assert set(states) <= {"complete", "pruned"}
+    else:
+        cancelled = [trial for trial in found["trials"] if trial["state"] == "failed"]
+        assert cancelled and all(trial["error"] == "cancelled by request" for trial in cancelled)
