@@ -92,6 +92,30 @@ def train(as_json: bool, **options: Any) -> None:
 
 
 @benchmark.command()
+@click.option("--runs", default=20, show_default=True, type=click.IntRange(1), help="Trials of a turn.")
+@click.option("--epochs", default=20, show_default=True, type=click.IntRange(1), help="Of a trial.")
+@click.option("--page-runs", default=500, show_default=True, type=click.IntRange(1), help="On the page.")
+@_shared(3)
+def track(as_json: bool, **options: Any) -> None:
+    """A sweep's runs into a real MLflow server, against a call a metric; its page in Chromium."""
+    from isoformer.benchmark.track import benchmark_track
+
+    _run(Output(as_json), benchmark_track, options)
+
+
+@benchmark.command()
+@click.option("--trials", default=16, show_default=True, type=click.IntRange(4), help="Of a turn.")
+@click.option("--epochs", default=20, show_default=True, type=click.IntRange(2), help="Of a trial.")
+@click.option("--memory-trials", default=200, show_default=True, help="Of the sweep watched for its memory.")
+@_shared(3)
+def sweep(as_json: bool, **options: Any) -> None:
+    """Finished trials a minute against plain Ray Tune and plain Optuna, on the demo's data."""
+    from isoformer.benchmark.sweep import benchmark_sweep
+
+    _run(Output(as_json), benchmark_sweep, options)
+
+
+@benchmark.command()
 @click.option("--config", type=click.Path(dir_okay=False), help="YAML file with a section a verb.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, e.g. embed.actors=2.")
 @click.option("--again", is_flag=True, help="Measure also what the root's profile knows.")

@@ -23,7 +23,6 @@ from isoformer.tracking.merging import RunPart, merged
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, Run
-    from mlflow.store.artifact.artifact_repo import ArtifactRepository
     from mlflow.tracking import MlflowClient
 
 RUN_KEY_TAG = "isoformer.run"
@@ -209,14 +208,14 @@ def _dataset_input(event: Event) -> DatasetInput:
     return DatasetInput(Dataset(**event["dataset"]), [InputTag("mlflow.data.context", event["context"])])
 
 
-def _repository(run: OpenRun, config: TrackingConfig) -> ArtifactRepository:
+def _repository(run: OpenRun, config: TrackingConfig) -> Any:
     """Where the run's artefacts go: known from the run, so that MLflow need not be asked again."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     return get_artifact_repository(run.artifact_uri, tracking_uri=config.resolved_uri)
 
 
-def _upload(event: Event, repository: ArtifactRepository) -> None:
+def _upload(event: Event, repository: Any) -> None:
     if event["op"] == "file":
         if not os.path.exists(event["file"]):
             raise RejectedError(f"{event['file']} is no longer there")

@@ -64,9 +64,10 @@ def _monitors() -> list[Any]:
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
     from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 
-    monitors: list[Any] = [CPUMonitor()]
+    monitors: list[Any] = []
+    kinds: tuple[Any, ...] = (CPUMonitor, GPUMonitor)  # MLflow's have no annotations
     try:
-        monitors.append(GPUMonitor())
+        monitors.extend(kind() for kind in kinds)
     except (ImportError, RuntimeError) as error:  # no package, or no GPU
         logger.debug("no system metrics of GPUs: %s", error)
     _measured(monitors)
