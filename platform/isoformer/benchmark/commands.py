@@ -105,7 +105,7 @@ def track(as_json: bool, **options: Any) -> None:
 
 @benchmark.command()
 @click.option("--trials", default=16, show_default=True, type=click.IntRange(4), help="Of a turn.")
-@click.option("--epochs", default=20, show_default=True, type=click.IntRange(2), help="Of a trial.")
+@click.option("--epochs", default=10, show_default=True, type=click.IntRange(2), help="Of a trial.")
 @click.option("--memory-trials", default=200, show_default=True, help="Of the sweep watched for its memory.")
 @_shared(3)
 def sweep(as_json: bool, **options: Any) -> None:

@@ -213,7 +213,8 @@ class StudySearcher(Searcher):
         elif live.end == "pruned":
             self.study.end(trial, "pruned")
         else:
-            self.study.describe(trial, parameters=result["parameters"], tissues=result["tissues"])
+            described = {name: result[name] for name in ("training_seconds", "parameters", "tissues")}
+            self.study.describe(trial, **described)
             self.study.end(trial, "complete", self._values(result))
         self.study.set_attribute("seconds", self.seconds)
         return row_of(trial), live.end

@@ -41,7 +41,8 @@ class TrialRow:
     """One trial as tables and reports show it. `value` is its validation score; of a pruned one, its last.
 
     `values` has an objective each, once it is complete; `curve` is [epoch, score of the kept model];
-    `tissues` the R² on validation genes; `started` and `ended` are seconds since 1970.
+    `tissues` the R² on validation genes; `training_seconds` are `seconds` without reporting; `started` and
+    `ended` are seconds since 1970.
     """
 
     number: int
@@ -54,6 +55,7 @@ class TrialRow:
     run: str = ""
     values: list[float] = field(default_factory=list)
     device_seconds: float | None = None
+    training_seconds: float | None = None
     parameters: int | None = None
     started: float | None = None
     ended: float | None = None
@@ -217,6 +219,7 @@ def row_of(trial: FrozenTrial) -> TrialRow:
         epochs=len(curve),
         seconds=attributes.get("seconds"),
         device_seconds=attributes.get("device_seconds"),
+        training_seconds=attributes.get("training_seconds"),
         parameters=attributes.get("parameters"),
         error=attributes.get("error", ""),
         run=attributes.get("run", ""),

@@ -88,12 +88,20 @@ def search(
         data = shared.dataset({m: settings.keys[m] for m in settings.model.modalities if m in settings.keys})
         fitted = _on_workers if settings.workers > 1 and place is not None else _here
         model, best, parameters = fitted(settings, data, reporter, place, number)
+        training_seconds = reporter.seconds - reporter.reporting_seconds
         tissues = _tissue_scores(model, data)
     except Exception as error:  # a failing trial is reported with its error and does not end the sweep
         send({**reporter.last, "finished": True, "error": f"{type(error).__name__}: {error}"[:500]})
         return
-    last = {"score": best[metric], "finished": True, "seconds": reporter.seconds, "parameters": parameters}
-    send({**reporter.last, **last, "tissues": json.dumps(tissues)})
+    last = {
+        "score": best[metric],
+        "finished": True,
+        "seconds": reporter.seconds,
+        "training_seconds": training_seconds,
+        "parameters": parameters,
+        "tissues": json.dumps(tissues),
+    }
+    send({**reporter.last, **last})
 
 
 def _here(
@@ -157,6 +165,8 @@ class _Reporter:
         self._keeper = keeper
         self._started = time.perf_counter()
         self._seconds_before = 0.0
+        self.reporting_seconds = 0.0
+        """Of `seconds`: spent on checkpoints, and waiting for the driver to take results."""
 
     @property
     def seconds(self) -> float:
@@ -166,6 +176,7 @@ class _Reporter:
     def __call__(self, metrics: dict[str, float], checkpoint: Callable[[Path], None] | None) -> None:
         if self._metric not in metrics:  # a checkpoint within an epoch
             return
+        began = time.perf_counter()
         watched = metrics[self.monitor] * (-1 if self.monitor == "val_loss" else 1)
         is_kept = watched > self._best
         self._best = watched if is_kept else self._best
@@ -179,6 +190,7 @@ class _Reporter:
         if self._keeper is not None and checkpoint is not None:
             self._keeper.keep(checkpoint, {"last": self.last, "best": self._best})
         self._send(self.last)
+        self.reporting_seconds += time.perf_counter() - began
 
     def restore(self, folder: Path) -> Path | None:
         """Unpack the newest checkpoint into `folder`, if there is one, and go on counting from it.
