@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -171,15 +171,25 @@ def train(settings: Settings, out: Output, resume: bool, seeds: str | None) -> N
 
 
 @_verb
+@click.argument("action", type=click.Choice(["run", "pause", "stop", "cancel"]), default="run")
 @click.option("--resume", is_flag=True, help="Go on with the study of this name.")
-def sweep(settings: Settings, out: Output, resume: bool) -> None:
-    """Search architecture, encoders, resolution and learning rate with Ray Tune and Optuna."""
-    from isoformer.ray_session import ray_session
-    from isoformer.stages import run_sweep
+def sweep(
+    settings: Settings, out: Output, action: Literal["run", "pause", "stop", "cancel"], resume: bool
+) -> None:
+    """Search architecture, encoders, resolution and learning rate with Ray Tune and Optuna.
 
+    pause, stop, cancel: ask the sweep that runs under this root. After pause, --resume goes on with every
+    trial from its checkpoint; stop lets the running ones end; cancel does not wait for them.
+    """
+    from isoformer.ray_session import ray_session
+    from isoformer.sweep_stages import ask_sweep, run_sweep
+
+    if action != "run":
+        ask_sweep(settings, out, action)
+        return
     with ray_session(settings.ray):
         result = run_sweep(settings, out, resume=resume)
-    out.result(result.to_json())
+    out.result(result)
 
 
 @_verb
@@ -331,25 +341,25 @@ def predict(settings: Settings, out: Output, path: str, run: str | None, **optio
 )
 @click.option("--mlflow", "as_mlflow", is_flag=True, help="As an MLflow model, for `mlflow models serve`.")
 @click.option("--register", metavar="NAME", help="Instead of FOLDER: into the tracking server's registry.")
+@click.option("--alias", help="With --register: a name of the new version, as best; others lose it.")
 def export(settings: Settings, out: Output, folder: Path | None, run: str | None, **options: Any) -> None:
     """Write a run's model and its encoders into FOLDER: a bundle, or an MLflow model."""
     from isoformer.stages import run_export
 
     if (folder is None) == (options["register"] is None):
         raise click.UsageError("export needs a FOLDER, or --register NAME")
+    if options["alias"] is not None and options["register"] is None:
+        raise click.UsageError("--alias is of a registered version: give --register NAME")
     if run is not None:
         settings = settings.edited(run=run)
     run_export(settings, out, folder, **options)
 
-@click.option("--alias", help="With --register: a name of the new version, as best; others lose it.")
 
 commands.add_command(benchmark)
 commands.add_command(explain)
 
 
 def _seeds(text: str) -> list[int]:
-    if options["alias"] is not None and options["register"] is None:
-        raise click.UsageError("--alias is of a registered version: give --register NAME")
     """Distinct whole numbers. UsageError for anything else."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts) or len(set(parts)) != len(parts):

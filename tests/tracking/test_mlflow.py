@@ -78,3 +78,16 @@ def test_probe_counts_the_runs(store: TrackingConfig) -> None:
 def test_nothing_is_sent_to_the_makers_of_mlflow(store: TrackingConfig) -> None:
     probe(store, "unused")
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+def test_work_that_is_resumed_after_a_kill_repeats_no_metric(store: TrackingConfig) -> None:
+    """The second tracker repeats steps with the same values at another time, and one with another value."""
+    for steps, loss_of_2 in ((range(5), 0.2), (range(2, 8), 0.25)):
+        with Tracker(store) as tracker:
+            run = tracker.start_run("resumed", key="resumed")
+            for step in steps:
+                tracker.log_metrics(run, {"loss": loss_of_2 if step == 2 else step / 10}, step=step)
+    history = client_of(store).get_metric_history(runs_of(store)["resumed"].info.run_id, "loss")
+    assert sorted((metric.step, metric.value) for metric in history) == [
+        (0, 0.0), (1, 0.1), (2, 0.2), (2, 0.25), (3, 0.3), (4, 0.4), (5, 0.5), (6, 0.6), (7, 0.7),
+    ]  # fmt: skip

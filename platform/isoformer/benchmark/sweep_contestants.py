@@ -42,11 +42,13 @@ def run_ours(job: Job, study: str, *, tracking: bool = True) -> tuple[list[float
     from isoformer.tracking import TrackingConfig
 
     ends: list[float] = []
+    low, high = min(job.rates), max(job.rates)
+    rate = {"path": "learning_rate", "low": low, "high": high, "log": True, "points": len(job.rates)}
     config = SweepConfig(
         study=study,
         trials=len(job.rates),
         keys={modality: (key,) for modality, key in job.config.keys.items()},
-        space=build(SearchSpace, {"rate": {"path": "learning_rate", "choices": job.rates}}),
+        space=build(SearchSpace, {"rate": rate}),
         sampler="grid",
         scheduler="none",
         concurrent=job.at_once,

@@ -32,7 +32,7 @@ from isoformer.sweep.study import Study, TrialRow, importances, open_study
 from isoformer.sweep.supply import MissingRun, Opening, Supply
 from isoformer.sweep.trial import TrialPlace
 from isoformer.sweep.warm_start import earlier_trials
-from isoformer.tracking import Tracker, TrackingConfig
+from isoformer.tracking import Tracker, TrackingConfig, log_dataset
 from isoformer.tracking.tracker import RunStatus
 
 if TYPE_CHECKING:
@@ -222,7 +222,8 @@ def _drawing(
 
 def _parent_run(study: Study, searched: _Searched, shared: SharedData, tracker: Tracker, root: str) -> str:
     config = searched.config
-    run = study.attributes.get("run") or uuid.uuid4().hex
+    before = study.attributes.get("run")
+    run = before or uuid.uuid4().hex
     study.set_attribute("run", run)
     tags = {
         "kind": "sweep",
@@ -231,10 +232,8 @@ def _parent_run(study: Study, searched: _Searched, shared: SharedData, tracker: 
         **{f"encoder_key.{m}": ", ".join(listed) for m, listed in config.keys.items()},
     }
     params = {name: str(getattr(config, name)) for name in ("study", "trials", "metric", "sampler", "seed")}
-    tracker.start_run(f"sweep {config.study}", key=run, tags=tags, params=params)
-    tracker.log_input(
-        run, name="transcripts", digest=shared.table.transcripts_fingerprint, source=root, context="search"
-    )
+    tracker.start_run(f"sweep {config.study}", key=run, tags=tags, params=params, is_new=before is None)
+    log_dataset(tracker, run, root, context="search")
     tracker.log_text(run, to_yaml(config), "config.yaml")
     tracker.log_text(run, to_yaml(searched.base), "base.yaml")
     return run

@@ -47,6 +47,7 @@ class Live:
 
     trial: FrozenTrial
     config: TrainConfig
+    is_resumed: bool = False
     end: End | None = None
     is_tracked: bool = False
 
@@ -84,6 +85,7 @@ class StudySearcher(Searcher):
         """The next trial's task; None where it must wait for others; FINISHED where there is no more."""
         if self.wanted or self.control.request is not None or self.budget_used() is not None:
             return Searcher.FINISHED
+        is_resumed = bool(self._interrupted)
         if self._interrupted:
             trial = self._interrupted.pop(0)
             config = self.config_of(trial.params)
@@ -101,7 +103,7 @@ class StudySearcher(Searcher):
                 run_prefix=self.parent_run,
                 sampler_state=drawn.sampler_state,
             )
-        self.live[trial_id] = Live(trial, config)
+        self.live[trial_id] = Live(trial, config, is_resumed)
         return {
             "train": config.model_dump(mode="json"),
             "metric": self.config.metric,
@@ -307,6 +309,7 @@ class TrackTrials(Callback):
             parent=self.searcher.parent_run,
             tags=self._tags(live.config),
             params=params,
+            is_new=not live.is_resumed,
         )
         self.tracker.log_text(live.trial.user_attrs["run"], to_yaml(live.config), "config.yaml")
 

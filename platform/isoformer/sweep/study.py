@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from isoformer.errors import FingerprintError
 from isoformer.sweep.database import open_storage_at, shown
@@ -34,6 +34,8 @@ STATES: dict[str, TrialState] = {
     "RUNNING": "running",
     "WAITING": "waiting",
 }
+MOST_CHOICES: Final = 32
+"""Of a parameter whose importance is assessed."""
 
 
 @dataclass(frozen=True)
@@ -184,18 +186,29 @@ def open_study(url: str, name: str, config: SweepConfig, *, made_from: Mapping[s
 def importances(study: Study) -> dict[str, float]:
     """Share of the score's variance that each parameter explains (fANOVA); empty with fewer than four scores.
 
-    Only parameters that every completed trial has can be assessed: conditional ones are left out.
+    Only parameters that every completed trial has can be assessed: conditional ones are left out, and so are
+    those with more choices than a forest can be split by in a reasonable time.
     """
     import optuna
+    from optuna.distributions import CategoricalDistribution
 
     complete = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
     if len(complete) < 4 or len({trial.values[0] for trial in complete}) < 2:
         return {}
     copied = optuna.create_study(directions=list(study.directions))
     copied.add_trials(complete)
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    common = set.intersection(*(set(trial.params) for trial in complete))
+    assessed = [
+        name
+        for name, kind in complete[0].distributions.items()
+        if name in common
+        and not (isinstance(kind, CategoricalDistribution) and len(kind.choices) > MOST_CHOICES)
+    ]
     found = optuna.importance.get_param_importances(
-        copied, evaluator=evaluator, target=lambda trial: trial.values[0]
+        copied,
+        evaluator=optuna.importance.FanovaImportanceEvaluator(n_trees=32, seed=0),
+        params=assessed,
+        target=lambda trial: trial.values[0],
     )
     return {name: float(value) for name, value in found.items() if math.isfinite(value)}
 

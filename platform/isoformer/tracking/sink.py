@@ -45,15 +45,19 @@ class CredentialsError(Exception):
 
 @dataclass
 class OpenRun:
-    """A run as MLflow knows it."""
+    """A run as MLflow knows it. `before`: values by metric, each with its step, of a run that was opened
+    again; asked for when it is needed, null for a run that was made here.
+    """
 
     id: str
     artifact_uri: str
     running: bool
+    before: dict[str, set[tuple[int, float]]] | None = None
 
     @classmethod
-    def of(cls, run: Run) -> OpenRun:
-        return cls(run.info.run_id, run.info.artifact_uri, run.info.status == "RUNNING")
+    def of(cls, run: Run, *, is_made: bool = False) -> OpenRun:
+        is_running = run.info.status == "RUNNING"
+        return cls(run.info.run_id, run.info.artifact_uri, is_running, None if is_made else {})
 
 
 class MlflowSink:
@@ -162,7 +166,7 @@ class MlflowSink:
         if found is not None:
             self._runs[key] = OpenRun.of(found)
         elif key not in self._runs:
-            self._runs[key] = OpenRun.of(self._created(start))
+            self._runs[key] = OpenRun.of(self._created(start), is_made=True)
         run = self._runs[key]
         if not run.running and ends is None:
             self._mlflow.update_run(run.id, status="RUNNING")
@@ -195,11 +199,23 @@ class MlflowSink:
             Metric(key, value, event["time"], event["step"])
             for event in part.metrics
             for key, value in event["values"].items()
+            if not self._has(run, key, event["step"], value)
         ]
         params = [Param(key, value) for key, value in part.params.items()]
         tags = [RunTag(key, value) for key, value in part.tags.items()]
         if metrics or params or tags:
             self._mlflow.log_batch(run.id, metrics=metrics, params=params, tags=tags)
+
+    def _has(self, run: OpenRun, key: str, step: int, value: float) -> bool:
+        """Whether the run had this value before it was opened again: work that is resumed after a kill
+        repeats the steps since its checkpoint.
+        """
+        if run.before is None:
+            return False
+        if key not in run.before:
+            history = self._mlflow.get_metric_history(run.id, key)
+            run.before[key] = {(metric.step, metric.value) for metric in history}
+        return (step, value) in run.before[key]
 
 
 def _dataset_input(event: Event) -> DatasetInput:
