@@ -35,7 +35,7 @@ def demo_settings(output: Path) -> Settings:
         "root": str(output),
         "prepare": {**demo_paths(), "shards": 4},
         "embed": {"encoders": encoders + twins},
-        "sweep": {"study": "demo", "trials": 12, "epochs": 20},
+        "sweep": {"study": "demo", "trials": 15, "epochs": 20},
         "train": {"epochs": 60, "patience": 10},
     }
     return build(Settings, data, origin="demo settings")

@@ -443,8 +443,8 @@ def run_export(
     register: str | None = None,
     alias: str | None = None,
 ) -> None:
-    """A run's model and its encoders as a bundle or an MLflow model; `register`: in the tracking server, where
-    the version may get an alias.
+    """A run's model and its encoders as a bundle or an MLflow model; `register`: in the tracking server,
+    where the version may get an alias.
     """
     from isoformer.predict.bundle import save_bundle
     from isoformer.sequence_model import SequenceModel

@@ -62,7 +62,7 @@ class TestDemo:
         storage = f"sqlite:///{demo.folder / 'studies/demo/study.db'}"
         study = optuna.load_study(study_name="demo", storage=storage)
         states = [trial.state.name for trial in study.trials]
-        assert len(states) >= 12
+        assert len(states) == 15
         assert set(states) <= {"COMPLETE", "PRUNED"}
         searched = {name for trial in study.trials for name in trial.params}
         assert {"fusion", "width", "heads", "learning_rate", "modalities", "resolution"} <= searched
@@ -74,9 +74,9 @@ class TestDemo:
                 "select value, count(*) from tags where key = 'mlflow.parentRunId' group by value"
             ).fetchall()
             unfinished = store.execute("select count(*) from runs where status != 'FINISHED'").fetchone()[0]
-        assert [count for _, count in parents] == [12]
-        assert tags["data_fingerprint"] == 13  # the trials and the final run
-        assert tags["label_provenance"] == 14  # and the sweep
+        assert [count for _, count in parents] == [15]
+        assert tags["data_fingerprint"] == 16  # the trials and the final run
+        assert tags["label_provenance"] == 17  # and the sweep
         assert unfinished == 0
 
     def test_table_holds_model_and_baselines_with_intervals(self, demo: Demo) -> None:

@@ -124,7 +124,10 @@ def test_the_public_dashboard_shows_a_study_while_it_is_written(tmp_path: Path) 
         assert trials_shown(port) == [("Complete", [0.5])]
         running = begun(study, 0.75)
         study.report(running, 0, 0.125)
-        assert trials_shown(port) == [("Complete", [0.5]), ("Running", None)]
+        deadline = time.monotonic() + 60  # it looks at the database every few seconds
+        while (shown := trials_shown(port)) != [("Complete", [0.5]), ("Running", None)]:
+            assert time.monotonic() < deadline, shown
+            time.sleep(0.5)
     finally:
         server.kill()
         server.wait()

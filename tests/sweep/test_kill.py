@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import random
@@ -19,6 +20,7 @@ from typing import Any
 import psutil
 import pytest
 
+from isoformer.errors import StorageError
 from isoformer.model import ModelConfig
 from isoformer.storage import open_storage
 from isoformer.sweep import SweepConfig, SweepResult, TrialRow, sweep
@@ -183,8 +185,6 @@ def test_a_sweep_is_paused_stopped_and_cancelled_from_outside(
         ask_for(open_storage(str(tmp_path)), "sweep", request_)
         process.wait(timeout=120)
         assert process.returncode == 0 or request_ != "stop"
-    import json
-
     found = json.loads((tmp_path / "studies" / "sweep" / "trials.json").read_text())
     states = [trial["state"] for trial in found["trials"]]
     assert found["status"] == {"pause": "paused", "stop": "stopped", "cancel": "cancelled"}[request_]
@@ -198,3 +198,50 @@ def test_a_sweep_is_paused_stopped_and_cancelled_from_outside(
     else:
         cancelled = [trial for trial in found["trials"] if trial["state"] == "failed"]
         assert cancelled and all(trial["error"] == "cancelled by request" for trial in cancelled)
+
+
+def test_a_request_needs_a_sweep(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="no sweep of this name was begun"):
+        ask_for(open_storage(str(tmp_path)), "sweep", "pause")
+
+
+NODES = """
+import json, os, pickle, signal, sys, threading, time
+os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+from ray.cluster_utils import Cluster
+from isoformer.ray_session import RayConfig, ray_session
+from isoformer.sweep import sweep
+from isoformer.tracking import TrackingConfig
+
+root, made = sys.argv[1:]
+shared, config, base = pickle.load(open(made, "rb"))
+size = {"object_store_memory": 128 << 20}
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **size})
+nodes = [cluster.add_node(num_cpus=1, **size) for _ in range(2)]
+ended = []
+
+def progress(row):
+    ended.append(row)
+    if len(ended) == 2:  # a node goes in the middle of a trial, with everything on it
+        os.kill(nodes[0].all_processes["raylet"][0].process.pid, signal.SIGKILL)
+
+with ray_session(RayConfig(address=cluster.address)):
+    sweep(config, base, root, tracking=TrackingConfig(enabled=False), data=shared, progress=progress)
+os._exit(0)
+"""
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(600)
+def test_a_node_that_is_killed_changes_nothing(
+    undisturbed: SweepResult, shared: SharedData, tmp_path: Path
+) -> None:
+    made = tmp_path / "made.pickle"
+    made.write_bytes(pickle.dumps((shared, CONFIG.edited(max_failures=4), BASE)))
+    done = subprocess.run(
+        [sys.executable, "-c", NODES, str(tmp_path), str(made)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "studies" / "sweep" / "trials.json").read_text())
+    ours = [(t["number"], t["state"], t["value"], t["params"]) for t in found["trials"]]
+    assert ours == [(t.number, t.state, t.value, t.params) for t in undisturbed.trials]

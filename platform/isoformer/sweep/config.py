@@ -12,7 +12,7 @@ from isoformer.schema import Modality
 from isoformer.sweep.space import SearchSpace
 
 Sampler = Literal["tpe", "gp", "cmaes", "nsga2", "random", "grid"]
-Scheduler = Literal["asha", "hyperband", "median", "none"]
+Scheduler = Literal["asha", "hyperband", "median", "pbt", "none"]
 Cost = Literal["seconds", "parameters"]
 DATABASES: Final = ("sqlite:///", "postgresql+psycopg://", "postgresql://", "mysql+pymysql://", "mysql://")
 
@@ -83,6 +83,8 @@ class SweepConfig(FrozenConfig):
         default=None, description="null: asha; none with a second objective or several workers a trial"
     )
     grace_epochs: int = Field(default=6, ge=1, description="epochs before a trial may be stopped")
+    population: int = Field(default=8, ge=2, description="pbt: trials of a generation")
+    generation_epochs: int = Field(default=5, ge=1, description="pbt: epochs of a generation")
     reduction: int = Field(default=3, ge=2, description="asha, hyperband: one trial in so many goes on")
     cpus: float = Field(default=1.0, gt=0, description="logical CPUs of a trial, or of each of its workers")
     gpus: float = Field(default=0.0, ge=0, description="(share of a) GPU of a trial, or of each worker")
@@ -99,6 +101,17 @@ class SweepConfig(FrozenConfig):
         if url is not None and not url.startswith(DATABASES):
             raise ValueError(f"must be null or start with one of {', '.join(DATABASES)}")
         return url and re.sub(r"^(postgresql|mysql)://", _with_driver, url)
+
+    @model_validator(mode="after")
+    def _generations(self) -> Self:
+        if self.scheduler != "pbt":
+            return self
+        alone = {"variants": self.variants, "epochs": self.epochs, "warm_start": self.warm_start or None}
+        if given := [name for name, value in alone.items() if value is not None]:
+            raise ValueError(f"{', '.join(given)} do not go with scheduler pbt, which has generations")
+        if self.sampler == "grid":
+            raise ValueError("sampler grid does not go with scheduler pbt, whose trials have parents")
+        return self
 
     @model_validator(mode="after")
     def _two_objectives(self) -> Self:

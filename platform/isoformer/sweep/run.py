@@ -24,6 +24,7 @@ from isoformer.sweep.config import SweepConfig
 from isoformer.sweep.control import Control
 from isoformer.sweep.default_space import VARIANTS, default_space, with_resolutions
 from isoformer.sweep.place import StudyPlace, study_place
+from isoformer.sweep.population import require_constant_rate
 from isoformer.sweep.results import Status, SweepResult, ranked
 from isoformer.sweep.sampling import LAG_PER_SLOT, Drawing, require_variants
 from isoformer.sweep.space import SearchSpace
@@ -99,7 +100,9 @@ def sweep(
             config=config,
             space=searched.space,
             base=base,
-            place=TrialPlace(root, config.study, config.checkpoint_seconds),
+            place=TrialPlace(
+                root, config.study, config.checkpoint_seconds, keeps_models=config.scheduler == "pbt"
+            ),
             parent_run=run,
             opening=_opening(study, config, missing),
         )
@@ -136,9 +139,12 @@ def _searched(config: SweepConfig, base: TrainConfig) -> _Searched:
     base = base.edited(keys=first, epochs=config.epochs or base.epochs)
     config = config.edited(keys=keys)
     space = _space(config, keys)
-    variants = config.variants or (VARIANTS if config.space is None else None)
+    is_default = config.space is None and config.scheduler != "pbt"
+    variants = config.variants or (VARIANTS if is_default else None)
     require_variants(space, variants)
     space.check(base)
+    if config.scheduler == "pbt":
+        require_constant_rate(base)
     if base.workers > 1 and config.scheduler not in (None, "none"):
         raise ConfigError(
             f"sweep.scheduler {config.scheduler} stops trials between epochs; one with train.workers "

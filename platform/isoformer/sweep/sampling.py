@@ -13,12 +13,13 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from isoformer.errors import ConfigError
+from isoformer.sweep.population import Population
 from isoformer.sweep.space import Choice, SearchSpace
 
 if TYPE_CHECKING:
@@ -35,12 +36,13 @@ up the others only when it takes longer than this many of theirs."""
 
 @dataclass(frozen=True)
 class Drawn:
-    """Values as the study holds them, and as they edit a configuration."""
+    """Values as the study holds them, and as they edit a configuration; the trial that it goes on from."""
 
     params: dict[str, Any]
     values: dict[str, Choice]
     distributions: dict[str, BaseDistribution]
     sampler_state: dict[str, Any] = field(default_factory=dict)
+    parent: int | None = None
 
 
 class Drawing:
@@ -63,6 +65,7 @@ class Drawing:
         self.space, self.config, self.lag, self.variants = space, config, lag, variants
         self.earlier, self.queued = list(earlier), list(queued)
         self._grid = list(grid(space)) if config.sampler == "grid" else None
+        self.population = Population.of(config, space)
 
     @property
     def limit(self) -> int | None:
@@ -71,6 +74,8 @@ class Drawing:
 
     def is_ready(self, trials: Sequence[FrozenTrial]) -> bool:
         """Whether all has ended that the next trial is drawn from."""
+        if self.population is not None:
+            return self.population.is_ready(trials)
         horizon = len(trials) - self.lag
         return self.lag == 0 or all(trial.state.is_finished() for trial in trials[: max(0, horizon)])
 
@@ -92,7 +97,8 @@ class Drawing:
     ) -> Drawn:
         """The values of trial number `len(trials)`. `attempt` above 0 draws others in their place."""
         number = len(trials)
-        given = {**self._given(number), **(fixed or {})}
+        child = self.population.child(trials, number) if self.population is not None else None
+        given = {**self._given(number), **(child.params if child else {}), **(fixed or {})}
         variant = given.get(self.variants) if self.variants else None
         seen = self.visible(trials, number, variant)
         known = {trial.number for trial in seen}
@@ -103,7 +109,8 @@ class Drawing:
             and (self.variants is None or trial.params.get(self.variants) == variant)
         ]
         earlier = [t for t in self.earlier if not self.variants or t.params.get(self.variants) == variant]
-        return self._drawn([*earlier, *seen, *hidden], given, number, attempt)
+        drawn = self._drawn([*earlier, *seen, *hidden], given, number, attempt)
+        return replace(drawn, parent=child.parent) if child is not None else drawn
 
     def _drawn(
         self, history: Sequence[FrozenTrial], given: Mapping[str, Any], number: int, attempt: int

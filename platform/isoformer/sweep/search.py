@@ -88,7 +88,7 @@ class StudySearcher(Searcher):
         is_resumed = bool(self._interrupted)
         if self._interrupted:
             trial = self._interrupted.pop(0)
-            config = self.config_of(trial.params)
+            config = self._lasting(trial.number, self.config_of(trial.params))
         elif len(self.study.trials) >= self.trial_limit:
             return Searcher.FINISHED
         elif not self.drawing.is_ready(self.study.trials):
@@ -102,14 +102,22 @@ class StudySearcher(Searcher):
                 drawn.distributions,
                 run_prefix=self.parent_run,
                 sampler_state=drawn.sampler_state,
+                parent=drawn.parent,
             )
+            config = self._lasting(trial.number, config)
         self.live[trial_id] = Live(trial, config, is_resumed)
         return {
             "train": config.model_dump(mode="json"),
             "metric": self.config.metric,
             "number": trial.number,
             "place": self.place,
+            "parent": trial.user_attrs.get("parent"),
         }
+
+    def _lasting(self, number: int, config: TrainConfig) -> TrainConfig:
+        """With the epochs that the trial's generation ends at, where there are generations."""
+        population = self.drawing.population
+        return config if population is None else config.edited(epochs=population.epochs_of(number))
 
     def _drawn(self) -> tuple[Drawn, TrainConfig]:
         """The next trial on embeddings that are there; sets `wanted` where it may have others made."""

@@ -55,7 +55,7 @@ class StoppingRule:
     def stops(self, number: int, curve: Curve, peers: Sequence[Peer]) -> bool:
         """Whether trial `number` ends at the newest epoch of `curve`, which is not its last."""
         epoch = max(curve)
-        if self.scheduler == "none" or epoch + 1 >= self.epochs:
+        if self.scheduler in ("none", "pbt") or epoch + 1 >= self.epochs:
             return False
         if self.scheduler == "median":
             return self._is_below_median(curve, epoch, peers)

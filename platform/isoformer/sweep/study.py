@@ -43,8 +43,8 @@ class TrialRow:
     """One trial as tables and reports show it. `value` is its validation score; of a pruned one, its last.
 
     `values` has an objective each, once it is complete; `curve` is [epoch, score of the kept model];
-    `tissues` the R² on validation genes; `training_seconds` are `seconds` without reporting; `started` and
-    `ended` are seconds since 1970.
+    `tissues` the R² on validation genes; `training_seconds` are `seconds` without reporting; `parent` is
+    the trial whose model it went on from; `started` and `ended` are seconds since 1970.
     """
 
     number: int
@@ -63,6 +63,7 @@ class TrialRow:
     ended: float | None = None
     curve: list[tuple[int, float]] = field(default_factory=list)
     tissues: dict[str, float] = field(default_factory=dict)
+    parent: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -98,6 +99,7 @@ class Study:
         *,
         run_prefix: str,
         sampler_state: Mapping[str, Any] | None = None,
+        parent: int | None = None,
     ) -> FrozenTrial:
         """A new running trial, put into the database in one piece."""
         from optuna.trial import TrialState, create_trial
@@ -106,7 +108,10 @@ class Study:
             state=TrialState.RUNNING,
             params=dict(params),
             distributions=dict(distributions),
-            user_attrs={"run": f"{run_prefix}-{len(self.trials):05d}"},
+            user_attrs={
+                "run": f"{run_prefix}-{len(self.trials):05d}",
+                **({} if parent is None else {"parent": parent}),
+            },
             system_attrs=dict(sampler_state or {}),
         )
         trial.number = len(self.trials)
@@ -240,6 +245,7 @@ def row_of(trial: FrozenTrial) -> TrialRow:
         ended=_timestamp(trial.datetime_complete),
         curve=curve,
         tissues=json.loads(attributes.get("tissues", "{}")),
+        parent=attributes.get("parent"),
     )
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from isoformer.config import build
 from isoformer.storage import Storage, open_storage
 from isoformer.sweep.data import SharedData
+from isoformer.sweep.population import MUTABLE
 
 if TYPE_CHECKING:
     from isoformer.model import IsoFormer
@@ -29,19 +30,28 @@ if TYPE_CHECKING:
 Send = Callable[[dict[str, Any]], None]
 REPORTED: Final = ("train_loss", "val_loss", "val_r2", "val_spearman")
 REPORT_FILE: Final = "report.json"
+MUTABLE_STATE: Final = ("train.epochs", *dict.fromkeys(f"train.{path.split('.')[0]}" for path in MUTABLE))
+"""What a checkpoint of a parent may have been made with in another way."""
 
 
 @dataclass(frozen=True)
 class TrialPlace:
-    """Where trials keep what a kill must not cost: `<root>/studies/<study>/`, and how often."""
+    """Where trials keep what a kill must not cost: `<root>/studies/<study>/`, and how often. `keeps_models`:
+    what a trial ended with is kept, too, for others to go on from.
+    """
 
     root: str
     study: str
     checkpoint_seconds: float
+    keeps_models: bool = False
 
     def checkpoint_key(self, number: int) -> str:
         """The object with a trial's newest checkpoint."""
         return f"studies/{self.study}/checkpoints/{number:05d}.tar"
+
+    def model_key(self, number: int) -> str:
+        """The object with the checkpoint that a trial ended with."""
+        return f"studies/{self.study}/models/{number:05d}.tar"
 
     @property
     def runs_root(self) -> str:
@@ -61,6 +71,7 @@ def run_trial(config: dict[str, Any], shared: Any) -> None:
         send=send,
         place=config["place"],
         number=config["number"],
+        parent=config["parent"],
     )
 
 
@@ -72,15 +83,17 @@ def search(
     send: Send,
     place: TrialPlace | None = None,
     number: int = 0,
+    parent: int | None = None,
 ) -> None:
     """Fit, and send one result an epoch and a last one with `finished`; an error is a result, too.
 
     `score` is the validation score of the epoch that the fit would keep now: what its model would have.
-    Without a `place` no checkpoints are kept.
+    Without a `place` no checkpoints are kept. A trial with a `parent` goes on from the model that one ended
+    with.
     """
     from isoformer.training.config import TrainConfig
 
-    keeper = _Keeper(place, number) if place is not None else None
+    keeper = _Keeper(place, number, parent) if place is not None else None
     reporter = _Reporter(metric, send, keeper)
     try:
         settings = build(TrainConfig, train)
@@ -112,7 +125,9 @@ def _here(
 
     with tempfile.TemporaryDirectory(prefix="isoformer-trial-") as folder:
         newest = reporter.restore(Path(folder))
-        result = fit(settings, data, report=reporter, resume_from=newest)
+        inherited = MUTABLE_STATE if reporter.is_child else ()
+        result = fit(settings, data, report=reporter, resume_from=newest, may_differ=inherited)
+        reporter.keep_model()
     return result.model, result.best, result.parameters["all_trained"]
 
 
@@ -165,6 +180,7 @@ class _Reporter:
         self._keeper = keeper
         self._started = time.perf_counter()
         self._seconds_before = 0.0
+        self._write: Callable[[Path], None] | None = None
         self.reporting_seconds = 0.0
         """Of `seconds`: spent on checkpoints, and waiting for the driver to take results."""
 
@@ -187,31 +203,51 @@ class _Reporter:
             "seconds": self.seconds,
             **{name: metrics[name] for name in REPORTED if name in metrics},
         }
+        self._write = checkpoint
         if self._keeper is not None and checkpoint is not None:
-            self._keeper.keep(checkpoint, {"last": self.last, "best": self._best})
+            self._keeper.keep(checkpoint, self._state)
         self._send(self.last)
         self.reporting_seconds += time.perf_counter() - began
 
-    def restore(self, folder: Path) -> Path | None:
-        """Unpack the newest checkpoint into `folder`, if there is one, and go on counting from it.
+    @property
+    def _state(self) -> dict[str, Any]:
+        return {"last": self.last, "best": self._best}
 
-        Its epoch is sent again: a kill may have come after the checkpoint and before the result.
+    @property
+    def is_child(self) -> bool:
+        """Whether the trial goes on from another's model."""
+        return self._keeper is not None and self._keeper.parent is not None
+
+    def restore(self, folder: Path) -> Path | None:
+        """Unpack the newest checkpoint into `folder`, if there is one, and go on counting from it; else the
+        model that a parent ended with, counting anew.
+
+        The checkpoint's epoch is sent again: a kill may have come after it and before the result.
         """
         state = self._keeper.restore(folder) if self._keeper is not None else None
         if state is None:
             return None
         self.last, self._best = {**self.last, **state["last"]}, state["best"]
-        self._seconds_before = self.last["seconds"]
-        self._send(self.last)
+        if state["is_own"]:
+            self._seconds_before = self.last["seconds"]
+        self._send({**self.last, "seconds": self.seconds})
         return folder
+
+    def keep_model(self) -> None:
+        """Keep what the trial ended with, where others may go on from it."""
+        if self._keeper is not None and self._write is not None:
+            self._keeper.keep_model(self._write, self._state)
 
 
 class _Keeper:
     """A trial's checkpoint on the storage: one object, whole or not there."""
 
-    def __init__(self, place: TrialPlace, number: int) -> None:
+    def __init__(self, place: TrialPlace, number: int, parent: int | None) -> None:
         self._storage: Storage = open_storage(place.root)
         self._key = place.checkpoint_key(number)
+        self._model_key = place.model_key(number) if place.keeps_models else None
+        self._parent_key = None if parent is None else place.model_key(parent)
+        self.parent = parent
         self._every_seconds = place.checkpoint_seconds
         self._kept = time.perf_counter()
 
@@ -219,21 +255,33 @@ class _Keeper:
         """Replace the checkpoint where it is old enough."""
         if time.perf_counter() - self._kept < self._every_seconds:
             return
+        self._put(write, state, self._key)
+        self._kept = time.perf_counter()
+
+    def keep_model(self, write: Callable[[Path], None], state: Mapping[str, Any]) -> None:
+        """Put what the trial ended with, where the place keeps models."""
+        if self._model_key is not None:
+            self._put(write, state, self._model_key)
+
+    def _put(self, write: Callable[[Path], None], state: Mapping[str, Any], key: str) -> None:
         with tempfile.TemporaryDirectory(prefix="isoformer-trial-") as work:
             folder, packed = Path(work, "checkpoint"), Path(work, "checkpoint.tar")
             write(folder)
             (folder / REPORT_FILE).write_text(json.dumps(state), encoding="utf-8")
             with tarfile.open(packed, "w") as archive:
                 archive.add(folder, arcname=".")
-            self._storage.put_file(packed, self._key)
-        self._kept = time.perf_counter()
+            self._storage.put_file(packed, key)
 
     def restore(self, folder: Path) -> dict[str, Any] | None:
-        """Unpack into `folder`; what the report knew then, or None where nothing was kept."""
-        if not self._storage.exists(self._key):
+        """Unpack the own checkpoint or else the parent's into `folder`; what the report knew then, or None
+        where there is neither.
+        """
+        is_own = self._storage.exists(self._key)
+        key = self._key if is_own else self._parent_key
+        if key is None:
             return None
         with tempfile.TemporaryDirectory(prefix="isoformer-trial-") as work:
-            packed = self._storage.download(self._key, Path(work, "checkpoint.tar"))
+            packed = self._storage.download(key, Path(work, "checkpoint.tar"))
             with tarfile.open(packed) as archive:
                 archive.extractall(folder, filter="data")
-        return json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+        return {**json.loads((folder / REPORT_FILE).read_text(encoding="utf-8")), "is_own": is_own}

@@ -15,7 +15,7 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -84,8 +84,10 @@ def replace_checkpoint(folder: Path, write: Any) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def read_checkpoint(folder: Path, made_from: Mapping[str, Any]) -> tuple[Progress, FitState]:
-    """Position and state.
+def read_checkpoint(
+    folder: Path, made_from: Mapping[str, Any], may_differ: Collection[str] = ()
+) -> tuple[Progress, FitState]:
+    """Position and state. What `may_differ` names is not compared.
 
     InputError where the folder is no checkpoint; FingerprintError where it was made from another
     configuration or data.
@@ -95,7 +97,8 @@ def read_checkpoint(folder: Path, made_from: Mapping[str, Any]) -> tuple[Progres
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise InputError(f"not a checkpoint ({error})", file=folder / STATE_FILE) from error
     theirs = state["made_from"]
-    differing = sorted(key for key in {*theirs, *made_from} if theirs.get(key) != made_from.get(key))
+    compared = {*theirs, *made_from} - set(may_differ)
+    differing = sorted(key for key in compared if theirs.get(key) != made_from.get(key))
     if differing:
         key = differing[0]
         raise FingerprintError(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,20 +78,22 @@ def fit(
     report: Report | None = None,
     checkpoint_dir: Path | None = None,
     resume_from: Path | None = None,
+    may_differ: Collection[str] = (),
     rank: int = 0,
     world_size: int = 1,
 ) -> FitResult:
     """Train on the train split, stop by the validation split, give back the best epoch's model.
 
-    `checkpoint_dir` keeps the newest checkpoint there; `resume_from` continues one exactly. With `world_size`
-    above one torch.distributed must be initialised. InputError for an empty split or inputs that all are
-    missing; IsoformerError where the loss is no longer finite.
+    `checkpoint_dir` keeps the newest checkpoint there; `resume_from` continues one exactly, or, where
+    `may_differ` names what it may have been made with in another way ("train.learning_rate"), from its
+    weights and optimiser. With `world_size` above one torch.distributed must be initialised. InputError for
+    an empty split or inputs that all are missing; IsoformerError where the loss is no longer finite.
     """
     started = time.perf_counter()
     with _torch_settings(config):
         run = _Fit(config, data, rank, world_size)
         if resume_from is not None:
-            run.resume(Path(resume_from))
+            run.resume(Path(resume_from), may_differ)
         while not run.is_over:
             run.train_epoch(report, checkpoint_dir)
             run.validate()
@@ -157,9 +159,11 @@ class _Fit:
     def steps_per_epoch(self) -> int:
         return math.ceil(len(self.rows["train"]) / self.config.batch_size)
 
-    def resume(self, folder: Path) -> None:
-        self.progress, state = read_checkpoint(folder, self._made_from())
+    def resume(self, folder: Path, may_differ: Collection[str]) -> None:
+        self.progress, state = read_checkpoint(folder, self._made_from(), may_differ)
         self.replicas.load(state.latest, self.optimizer, state.optimizer)
+        for group in self.optimizer.param_groups:
+            group["weight_decay"] = self.config.weight_decay
         self.best_weights = dict(state.best)
         if self.averaged is not None:
             self.averaged.model.load_state_dict(dict(state.averaged or {}))
