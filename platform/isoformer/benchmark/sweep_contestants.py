@@ -82,7 +82,8 @@ def run_ray_tune(job: Job) -> list[float]:
         results = tuner.fit()
         if results.errors:
             raise RuntimeError(f"a trial of plain Ray Tune failed: {results.errors[0]}")
-        return sorted(float((result.metrics or {})["ended"]) for result in results)
+        last = [results[place].metrics or {} for place in range(len(results))]
+        return sorted(float(metrics["ended"]) for metrics in last)
 
 
 def plain_trainable(config: dict[str, Any]) -> None:
