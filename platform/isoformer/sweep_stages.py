@@ -116,7 +116,8 @@ def _track_finals(
 ) -> None:
     """A child run of the sweep's for each final run, with its scores."""
     from isoformer.config import to_yaml
-    from isoformer.tracking import Tracker, flat_params, run_key
+    from isoformer.evaluate import read_evaluation
+    from isoformer.tracking import Tracker, flat_params, log_evaluation, run_key
 
     configs = {run.name: run.config for run in runs}
     with Tracker(settings.tracking.for_root(settings.root)) as tracker:
@@ -127,8 +128,8 @@ def _track_finals(
                 tags = {"kind": "final", "trial": str(model["trial"])}
                 config = configs[one["run"]]
                 tracker.start_run(one["run"], key=key, parent=parent, tags=tags, params=flat_params(config))
-                scores = {**one["val"], **{f"test_{name}": value for name, value in one["test"].items()}}
-                tracker.log_metrics(key, {n: v for n, v in scores.items() if v is not None})
+                tracker.log_metrics(key, {n: v for n, v in one["val"].items() if v is not None})
+                log_evaluation(tracker, key, read_evaluation(settings.root, one["run"]))
                 tracker.log_text(key, to_yaml(config), "config.yaml")
                 tracker.end_run(key)
         tracker.log_text(parent, json.dumps(found, indent=1), "finals.json")

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from isoformer.config import build
+from isoformer.console import Output
 from isoformer.errors import BudgetError
 from isoformer.schema import Modality
-from isoformer.sweep.supply import MissingRun, Opening
+from isoformer.settings import Settings
+from isoformer.stages import run_embed
+from isoformer.sweep import SearchSpace, SweepConfig, sweep
+from isoformer.sweep.supply import EmbeddingSupply, MissingRun, Opening
+from isoformer.tracking import TrackingConfig
+from tiny_dataset import write_dataset
 
 KEYS: dict[Modality, tuple[str, ...]] = {"rna": ("a", "b", "c"), "protein": ("p", "q")}
 
@@ -47,26 +53,17 @@ def test_an_unknown_price_and_a_budget_do_not_go_together() -> None:
 
 @pytest.mark.slow
 def test_a_sweep_makes_what_a_trial_asks_for_and_only_then(ray_local: None, tmp_path: Path) -> None:
-    """Real sequences, a real encoder: pooled embeddings are there, those at bins:4 are not."""
-    from isoformer.config import build
-    from isoformer.console import Output
-    from isoformer.demo import demo_settings
-    from isoformer.settings import Settings
-    from isoformer.stages import run_embed, run_prepare
-    from isoformer.sweep import SweepConfig, sweep
-    from isoformer.sweep.supply import EmbeddingSupply
-    from isoformer.tracking import TrackingConfig
-
-    data = demo_settings(tmp_path).model_dump(mode="json")
+    """A real encoder: its pooled embeddings are there, those at bins:4 are not."""
+    write_dataset(str(tmp_path), genes_per_shard=10)
     encoders = [{"name": "esm2-tiny", "resolution": resolution} for resolution in ("pooled", "bins:4")]
-    train = {"model": {"modalities": ["protein"]}, "epochs": 2}
-    data |= {"embed": {"encoders": encoders}, "train": train, "sweep": {}}
+    data = {
+        "root": str(tmp_path),
+        "embed": {"encoders": encoders},
+        "train": {"model": {"modalities": ["protein"]}, "epochs": 2},
+    }
     settings = build(Settings, data)
-    run_prepare(settings, Output(as_json=True))
-    first = build(Settings, {**data, "embed": {"encoders": encoders[:1]}})
-    run_embed(first, Output(as_json=True))
+    run_embed(build(Settings, {**data, "embed": {"encoders": encoders[:1]}}), Output(as_json=True))
     pooled, binned = settings.available_keys()["protein"]
-
     made: list[Collection[str]] = []
 
     class Watched(EmbeddingSupply):
@@ -76,21 +73,17 @@ def test_a_sweep_makes_what_a_trial_asks_for_and_only_then(ray_local: None, tmp_
 
     supply = Watched(settings.embed, settings.root)
     assert [each.keys for each in supply.missing()] == [(binned,)]
-    space = {"width": {"path": "model.width", "choices": [16, 32]}}
-    config: Any = SweepConfig(
-        trials=8, keys=settings.available_keys(), space=build_space(space), sampler="random", seed=3
+    config = SweepConfig(
+        trials=8,
+        keys=settings.available_keys(),
+        space=build(SearchSpace, {"width": {"path": "model.width", "choices": [16, 32]}}),
+        sampler="random",
+        seed=3,
     )
     quiet = TrackingConfig(enabled=False)
     result = sweep(config, settings.train, settings.root, tracking=quiet, supply=supply)
     labels = [row.params["resolution"] for row in result.trials]
-    assert all(row.state == "complete" for row in result.trials) and len(labels) == 8
+    assert all(row.state == "complete" for row in result.trials) and len(labels) == 8, result.trials
     assert labels[:2] == ["pooled"] * 2, "what is cached is searched first"
     assert "bins-4" in labels and made == [(binned,)] and supply.missing() == []
     assert result.best is not None and result.best.keys["protein"] in (pooled, binned)
-
-
-def build_space(data: dict[str, Any]) -> Any:
-    from isoformer.config import build
-    from isoformer.sweep import SearchSpace
-
-    return build(SearchSpace, data)

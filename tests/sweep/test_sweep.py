@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 from isoformer.config import build, load_yaml
 from isoformer.errors import ConfigError, IsoformerError, StorageError
 from isoformer.model import ModelConfig
-from isoformer.sweep import SearchSpace, SweepConfig, TrialRow, sweep
+from isoformer.sweep import SearchSpace, SweepConfig, SweepResult, TrialRow, sweep
 from isoformer.sweep.data import SharedData
+from isoformer.sweep.run import _require_one_finished
 from isoformer.tracking import TrackingConfig
 from isoformer.training.config import TrainConfig
 
@@ -51,36 +53,19 @@ def test_a_sweep_finds_tracks_and_writes_down(ray_local: None, shared: SharedDat
 
     with pytest.raises(StorageError, match="--resume"):
         sweep(config, BASE, str(tmp_path), tracking=QUIET, data=shared)
-    more = sweep(config.edited(trials=9), BASE, str(tmp_path), tracking=QUIET, data=shared, resume=True)
-    assert more.trials[:8] == result.trials, "what was finished stays as it was"
-    assert len(more.trials) == 9
+    again = sweep(config, BASE, str(tmp_path), tracking=QUIET, data=shared, resume=True)
+    assert again.trials == result.trials, "what was finished stays as it was"
 
 
-@pytest.mark.slow
-def test_a_study_of_a_bucket_is_kept_locally_and_put_there_at_the_end(
-    ray_local: None, shared: SharedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("isoformer.sweep.place.local_path", lambda root: None)
-    config = SweepConfig(trials=2, keys=KEYS, epochs=1)
-    root, first, second = (tmp_path / name for name in ("bucket", "first", "second"))
-    found = []
-    for machine in (first, second):
-        tracking = TrackingConfig(folder=str(machine), enabled=False)
-        is_second = machine == second
-        found.append(sweep(config, BASE, str(root), tracking=tracking, data=shared, resume=is_second))
-        assert (machine / "studies" / "sweep" / "study.db").exists()
-    assert (root / "studies" / "sweep" / "study.db").exists()
-    assert found[0].trials == found[1].trials
-
-
-@pytest.mark.slow
-def test_a_sweep_whose_every_trial_fails_says_why(
-    ray_local: None, shared: SharedData, tmp_path: Path
-) -> None:
-    keys = {modality: (f"gone-{modality}",) for modality in KEYS}
-    with pytest.raises(IsoformerError, match=r"none of 2 trials came to its end; trial 0: .*gone-"):
-        sweep(SweepConfig(trials=2, keys=keys), BASE, str(tmp_path), tracking=QUIET, data=shared)
-    assert json.loads((tmp_path / "studies" / "sweep" / "trials.json").read_text())["best"] is None
+def test_a_sweep_whose_every_trial_fails_says_why() -> None:
+    rows = [
+        TrialRow(0, "failed", None, {}, 0, 1.0, error="ValueError: no"),
+        TrialRow(1, "pruned", 0.1, {}, 1, 1.0),
+    ]
+    result = SweepResult("s", "val_r2", "", rows, None, None, {}, (("val_r2", "maximize"),))
+    with pytest.raises(IsoformerError, match=r"none of 2 trials came to its end; trial 0: ValueError: no"):
+        _require_one_finished(result)
+    _require_one_finished(replace(result, status="paused"))
 
 
 def check_tracked(tracking: TrackingConfig, rows: list[TrialRow]) -> None:
@@ -109,17 +94,27 @@ def check_tracked(tracking: TrackingConfig, rows: list[TrialRow]) -> None:
 
 
 @pytest.mark.slow
-def test_a_failing_trial_is_reported_and_does_not_end_the_sweep(
-    ray_local: None, shared: SharedData, tmp_path: Path
+def test_a_failing_trial_ends_nothing_and_a_buckets_study_is_kept_there(
+    ray_local: None, shared: SharedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The second machine finds the study under the root, with nothing left to do."""
+    monkeypatch.setattr("isoformer.sweep.place.local_path", lambda root: None)
     space = {"key": {"path": "keys.rna", "choices": [KEYS["rna"][0], "gone.3.pooled.f16.zzzzzzzz"]}}
     config = SweepConfig(
         trials=6, keys=KEYS, space=build(SearchSpace, space), sampler="random", seed=1, epochs=2
     )
-    result = sweep(config, BASE, str(tmp_path), tracking=QUIET, data=shared)
-    states = Counter(row.state for row in result.trials)
+    root, first, second = (tmp_path / name for name in ("bucket", "first", "second"))
+    found = []
+    for machine in (first, second):
+        tracking = TrackingConfig(folder=str(machine), enabled=False)
+        is_second = machine == second
+        found.append(sweep(config, BASE, str(root), tracking=tracking, data=shared, resume=is_second))
+        assert (machine / "studies" / "sweep" / "study.db").exists()
+    assert (root / "studies" / "sweep" / "study.db").exists()
+    assert found[0].trials == found[1].trials
+    states = Counter(row.state for row in found[0].trials)
     assert states["failed"] >= 1 and states["complete"] >= 1 and states.total() == 6
-    assert all(("gone.3" in row.error) == (row.state == "failed") for row in result.trials)
+    assert all(("gone.3" in row.error) == (row.state == "failed") for row in found[0].trials)
 
 
 def test_a_trial_that_no_node_can_hold_is_refused(

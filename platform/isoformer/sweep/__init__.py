@@ -1,14 +1,14 @@
 """Search architecture, encoders, resolution and learning rate. Ray Tune runs trials, an Optuna study
 remembers.
 
-space     what is searched, as data; checked against the configuration it edits; default_space: the paper's
+space     what is searched, as data; default_space: the paper's; searched: checked against what it edits
 study     the Optuna study: the truth about which trials are done, and what resume goes by
 database  its address, and who may write to it; place: its folder; warm_start: what earlier ones teach
 sampling  the values of the next trial; stopping: which trials are not worth going on with
 data      every dataset a trial may ask for, read once, shared by all trials of a node
 trial     one trial: `fit` in a Ray Tune function, reporting each epoch, keeping checkpoints
-search    the Tune side: a searcher that asks and tells the study, a callback that tracks runs
-control   pause, stop, cancel from outside
+search    the Tune side: a searcher and a scheduler that ask and tell the study; track_trials: the runs
+control   pause, stop, cancel from outside; supply: embeddings made on demand; population: trials with parents
 run       `sweep`: all of it in order; finals: the best trials fitted anew and scored on the test genes
 """
 

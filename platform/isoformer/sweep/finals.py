@@ -21,6 +21,7 @@ from isoformer.errors import ConfigError, StorageError
 from isoformer.storage import open_storage
 from isoformer.sweep.config import SweepConfig
 from isoformer.sweep.results import ranked
+from isoformer.tracking import local_path
 
 if TYPE_CHECKING:
     from isoformer.sweep.results import SweepResult
@@ -64,33 +65,37 @@ def final_runs(result: SweepResult, config: SweepConfig) -> list[FinalRun]:
 
 
 def fit_finals(runs: Sequence[FinalRun], config: SweepConfig, root: str, *, done: Done | None = None) -> None:
-    """Fit every run that is not finished, as many at once as the resources carry. Ray must be connected.
+    """Fit every run that is not finished, as many at once as trials. Ray must be connected.
 
     Raises what `fit` raises, and FingerprintError where a run of a name is of something else.
     """
     import ray
 
+    from isoformer.sweep.tuning import concurrent_trials
     from isoformer.training.data import load_dataset
 
     fit_task = ray.remote(_fit_final).options(
         num_cpus=config.cpus, num_gpus=config.gpus, max_retries=config.max_failures
     )
+    where = str(local_path(root) or root)
     shared: dict[str, Any] = {}
     waiting: dict[Any, FinalRun] = {}
-    finished = 0
-    for run in runs:
-        key = json.dumps([run.config.keys, sorted(run.config.model.encoders)], sort_keys=True)
-        if key not in shared:
-            data = load_dataset(root, run.config.keys, encoders=run.config.model.encoders, mode="pinned")
-            shared[key] = ray.put(data)
-        waiting[fit_task.remote(run.config.model_dump(mode="json"), root, run.name, shared[key])] = run
-    while waiting:
+    concurrent = concurrent_trials(config)
+    left = list(runs)
+    while left or waiting:
+        while left and len(waiting) < concurrent:
+            run = left.pop(0)
+            key = json.dumps([run.config.keys, sorted(run.config.model.encoders)], sort_keys=True)
+            if key not in shared:
+                data = load_dataset(root, run.config.keys, encoders=run.config.model.encoders, mode="pinned")
+                shared[key] = ray.put(data)
+            task = fit_task.remote(run.config.model_dump(mode="json"), where, run.name, shared[key])
+            waiting[task] = run
         (ended, *_), _ = ray.wait(list(waiting), num_returns=1)
         run = waiting.pop(ended)
         ray.get(ended)
-        finished += 1
         if done is not None:
-            done(finished, len(runs), run.name)
+            done(len(runs) - len(left) - len(waiting), len(runs), run.name)
 
 
 def score_finals(

@@ -13,27 +13,24 @@ import os
 import socket
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from isoformer.config import build, to_yaml
-from isoformer.errors import ConfigError, IsoformerError
+from isoformer.config import to_yaml
+from isoformer.errors import IsoformerError
 from isoformer.schema import Modality
 from isoformer.sweep.config import SweepConfig
 from isoformer.sweep.control import Control
-from isoformer.sweep.default_space import VARIANTS, default_space, with_resolutions
 from isoformer.sweep.place import StudyPlace, study_place
-from isoformer.sweep.population import require_constant_rate
 from isoformer.sweep.results import Status, SweepResult, ranked
-from isoformer.sweep.sampling import LAG_PER_SLOT, Drawing, require_variants
-from isoformer.sweep.space import SearchSpace
+from isoformer.sweep.sampling import LAG_PER_SLOT, Drawing
+from isoformer.sweep.searched import Searched, decided, made_from
 from isoformer.sweep.stopping import StoppingRule
 from isoformer.sweep.study import Study, TrialRow, importances, open_study
 from isoformer.sweep.supply import MissingRun, Opening, Supply
 from isoformer.sweep.trial import TrialPlace
 from isoformer.sweep.warm_start import earlier_trials
-from isoformer.tracking import Tracker, TrackingConfig, log_dataset
+from isoformer.tracking import Tracker, TrackingConfig, local_path, log_dataset
 from isoformer.tracking.tracker import RunStatus
 
 if TYPE_CHECKING:
@@ -41,16 +38,6 @@ if TYPE_CHECKING:
     from isoformer.sweep.data import SharedData
     from isoformer.sweep.search import Progress, StudySearcher
     from isoformer.training.config import TrainConfig
-
-
-@dataclass(frozen=True)
-class _Searched:
-    """What is searched around what."""
-
-    config: SweepConfig
-    base: TrainConfig
-    space: SearchSpace
-    variants: str | None
 
 
 def sweep(
@@ -75,37 +62,23 @@ def sweep(
     # All imports before the tracker's thread begins its own: two threads can meet a half-imported module.
     from isoformer.storage import open_storage
     from isoformer.sweep.data import load_shared
-    from isoformer.sweep.search import StudySearcher, TrackTrials
-    from isoformer.sweep.tuning import concurrent_trials, run_trials
+    from isoformer.sweep.tuning import concurrent_trials
     from isoformer.training.joined_tokens import with_located_weights
 
     storage = open_storage(root)
-    base = base.edited(model=with_located_weights(base.model, storage))
-    searched = _searched(config, base)
-    config, base = searched.config, searched.base
+    searched = decided(config, base.edited(model=with_located_weights(base.model, storage)))
     concurrent = concurrent_trials(config, base.workers)
     tracking = (tracking or TrackingConfig()).for_root(root)
-    control = Control(storage, config.study)
     with study_place(storage, root, config, tracking, resume=resume) as place, Tracker(tracking) as tracker:
+        control = Control(storage, config.study)
         control.begin({"host": socket.gethostname(), "pid": os.getpid(), "database": place.shown_url})
         missing = supply.missing() if supply is not None else []
-        shared = data or load_shared(root, _there(config, missing), base.model.encoders)
-        study = open_study(place.url, config.study, config, made_from=_made_from(searched, shared))
+        shared = data or load_shared(root, _there(searched.config, missing), base.model.encoders)
+        study = open_study(place.url, config.study, searched.config, made_from=made_from(searched, shared))
         run = _parent_run(study, searched, shared, tracker, root)
-        searcher = StudySearcher(
-            study=study,
-            drawing=_drawing(study, searched, storage, tracking, concurrent),
-            rule=StoppingRule.of(config, base.epochs, is_stoppable=base.workers == 1),
-            control=control,
-            config=config,
-            space=searched.space,
-            base=base,
-            place=TrialPlace(
-                root, config.study, config.checkpoint_seconds, keeps_models=config.scheduler == "pbt"
-            ),
-            parent_run=run,
-            opening=_opening(study, config, missing),
-        )
+        drawing = _drawing(study, searched, storage, tracking, concurrent)
+        opening = _opening(study, searched.config, missing)
+        searcher = _searcher(study, searched, drawing, control, root=root, run=run, opening=opening)
 
         def ended(row: TrialRow) -> None:
             storage.delete(searcher.place.checkpoint_key(row.number))
@@ -115,13 +88,7 @@ def sweep(
 
         try:
             with tracker.system_metrics(run):
-                while (left := searcher.trial_limit - study.done) > 0:
-                    callback = TrackTrials(searcher, tracker, shared=shared, ended=ended)
-                    run_trials(searcher, callback, shared, trials=left, concurrent=concurrent)
-                    if not searcher.wanted or supply is None:
-                        break
-                    searcher.supplied(supply.make(searcher.wanted))
-                    shared = load_shared(root, _there(config, supply.missing()), base.model.encoders)
+                _run_all(searcher, shared, supply, tracker, ended=ended, concurrent=concurrent)
         except BaseException:
             tracker.end_run(run, status="KILLED")
             raise
@@ -132,49 +99,61 @@ def sweep(
     return result
 
 
-def _searched(config: SweepConfig, base: TrainConfig) -> _Searched:
-    """With keys, space and variants decided, and checked against each other."""
-    keys = _keys(config, base)
-    first = {modality: listed[0] for modality, listed in keys.items()}
-    base = base.edited(keys=first, epochs=config.epochs or base.epochs)
-    config = config.edited(keys=keys)
-    space = _space(config, keys)
-    is_default = config.space is None and config.scheduler != "pbt"
-    variants = config.variants or (VARIANTS if is_default else None)
-    require_variants(space, variants)
-    space.check(base)
-    if config.scheduler == "pbt":
-        require_constant_rate(base)
-    if base.workers > 1 and config.scheduler not in (None, "none"):
-        raise ConfigError(
-            f"sweep.scheduler {config.scheduler} stops trials between epochs; one with train.workers "
-            f"{base.workers} runs to its end: none"
-        )
-    return _Searched(config, base, space, variants)
+def _run_all(
+    searcher: StudySearcher,
+    shared: SharedData,
+    supply: Supply | None,
+    tracker: Tracker,
+    *,
+    ended: Progress,
+    concurrent: int,
+) -> None:
+    """Run trials until there are no more; in between, make embeddings that one was drawn to use."""
+    from isoformer.sweep.data import load_shared
+    from isoformer.sweep.track_trials import TrackTrials
+    from isoformer.sweep.tuning import run_trials
+
+    config, root = searcher.config, searcher.place.root
+    while (left := searcher.trial_limit - searcher.study.done) > 0:
+        callback = TrackTrials(searcher, tracker, shared=shared, ended=ended)
+        run_trials(searcher, callback, shared, trials=left, concurrent=concurrent)
+        if not searcher.wanted or supply is None:
+            return
+        searcher.supplied(supply.make(searcher.wanted))
+        shared = load_shared(root, _there(config, supply.missing()), searcher.base.model.encoders)
 
 
-def _keys(config: SweepConfig, base: TrainConfig) -> dict[Modality, tuple[str, ...]]:
-    inside = base.model.encoders
-    keys = config.keys or {modality: (key,) for modality, key in base.keys.items()}
-    keys = {modality: listed for modality, listed in keys.items() if modality not in inside}
-    if (not keys and not inside) or not all(keys.values()):
-        raise ConfigError(
-            "sweep.keys names no embedding dataset: run `isoformer embed`, or list keys a modality"
-        )
-    missing = [m for m in base.model.modalities if m not in keys and m not in inside]
-    if missing:
-        raise ConfigError(
-            f"train.model.modalities has {', '.join(missing)}; sweep.keys only {', '.join(keys)}"
-        )
-    return keys
+def _searcher(
+    study: Study,
+    searched: Searched,
+    drawing: Drawing,
+    control: Control,
+    *,
+    root: str,
+    run: str,
+    opening: Opening | None,
+) -> StudySearcher:
+    from isoformer.sweep.search import StudySearcher
 
-
-def _space(config: SweepConfig, keys: Mapping[Modality, tuple[str, ...]]) -> SearchSpace:
-    if config.space is None:
-        return default_space(keys)
-    if any(parameter.path.split(".")[0] == "keys" for parameter in config.space.root.values()):
-        return config.space
-    return build(SearchSpace, with_resolutions(config.space.model_dump(), keys))
+    config, base = searched.config, searched.base
+    place = TrialPlace(
+        str(local_path(root) or root),  # a trial's process has a working directory of its own
+        config.study,
+        config.checkpoint_seconds,
+        keeps_models=config.scheduler == "pbt",
+    )
+    return StudySearcher(
+        study=study,
+        drawing=drawing,
+        rule=StoppingRule.of(config, base.epochs, is_stoppable=base.workers == 1),
+        control=control,
+        config=config,
+        space=searched.space,
+        base=base,
+        place=place,
+        parent_run=run,
+        opening=opening,
+    )
 
 
 def _there(config: SweepConfig, missing: Sequence[MissingRun]) -> dict[Modality, tuple[str, ...]]:
@@ -194,20 +173,8 @@ def _opening(study: Study, config: SweepConfig, missing: Sequence[MissingRun]) -
     return Opening(kept, opening.device_seconds)
 
 
-def _made_from(searched: _Searched, shared: SharedData) -> dict[str, str]:
-    config = searched.config
-    return {
-        "dataset": shared.table.transcripts_fingerprint,
-        "keys": json.dumps(sorted(f"{m}={key}" for m, listed in config.keys.items() for key in listed)),
-        "space": json.dumps(searched.space.model_dump(mode="json")),
-        "metric": config.metric,
-        "objectives": json.dumps([config.metric, config.cost]),
-        "sampler": f"{config.sampler}, seed {config.seed}, variants {searched.variants}",
-    }
-
-
 def _drawing(
-    study: Study, searched: _Searched, storage: Storage, tracking: TrackingConfig, concurrent: int
+    study: Study, searched: Searched, storage: Storage, tracking: TrackingConfig, concurrent: int
 ) -> Drawing:
     """With the lag and the warm start that the study was begun with."""
     config = searched.config
@@ -226,7 +193,7 @@ def _drawing(
     )
 
 
-def _parent_run(study: Study, searched: _Searched, shared: SharedData, tracker: Tracker, root: str) -> str:
+def _parent_run(study: Study, searched: Searched, shared: SharedData, tracker: Tracker, root: str) -> str:
     config = searched.config
     before = study.attributes.get("run")
     run = before or uuid.uuid4().hex
@@ -293,6 +260,9 @@ def _status(searcher: StudySearcher) -> Status:
 
 def _write(result: SweepResult, storage: Storage) -> None:
     prefix = f"studies/{result.study}"
+    if result.status == "finished":
+        for key in storage.list(f"{prefix}/models/"):
+            storage.delete(key)
     storage.write_bytes(f"{prefix}/trials.json", json.dumps(result.to_json(), indent=1).encode())
     if result.best is not None:
         storage.write_bytes(f"{prefix}/best.yaml", to_yaml(result.best).encode())

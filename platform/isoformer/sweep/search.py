@@ -1,7 +1,6 @@
-"""The Ray Tune side of a sweep: a searcher that draws and tells the study, a scheduler that asks the stopping
-rule, a callback that tracks the runs.
+"""The Ray Tune side of a sweep: a searcher that draws and tells the study, a scheduler that asks what ends.
 
-All live in the driver and keep nothing that the study does not say: it is told after every epoch, so it is
+Both live in the driver and keep nothing that the study does not say: it is told after every epoch, so it is
 right whenever the driver is killed.
 """
 
@@ -13,22 +12,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from ray.tune.callback import Callback
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from isoformer.config import to_yaml
 from isoformer.sweep.config import SweepConfig
 from isoformer.sweep.control import Control
-from isoformer.sweep.data import SharedData
 from isoformer.sweep.sampling import Drawing, Drawn
 from isoformer.sweep.space import SearchSpace, is_score
 from isoformer.sweep.stopping import Peer, StoppingRule
 from isoformer.sweep.study import Study, TrialRow, row_of
 from isoformer.sweep.supply import Opening
-from isoformer.sweep.trial import REPORTED, TrialPlace
-from isoformer.tracking import Tracker, dataset_tags
-from isoformer.tracking.tracker import RunStatus
+from isoformer.sweep.trial import TrialPlace
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -279,86 +273,6 @@ class StudyScheduler(FIFOScheduler):
     def __getstate__(self) -> dict[str, Any]:
         """Nothing, as with the searcher."""
         return {}
-
-
-class TrackTrials(Callback):
-    """One child run a trial, logged in the driver, and progress for the terminal.
-
-    A trial's scores go to the tracker's journal first and to the study then: one that is resumed sends an
-    epoch twice at most, which the tracker knows how to take.
-    """
-
-    def __init__(
-        self,
-        searcher: StudySearcher,
-        tracker: Tracker,
-        *,
-        shared: SharedData,
-        ended: Progress | None = None,
-    ) -> None:
-        self.searcher = searcher
-        self.tracker = tracker
-        self.shared = shared
-        self.ended = ended
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing, as with the searcher."""
-        return {}
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        live = self.searcher.live[trial.trial_id]
-        if live.is_tracked:  # its worker died and another goes on
-            return
-        live.is_tracked = True
-        params = {name: str(value) for name, value in live.trial.params.items()}
-        self.tracker.start_run(
-            f"trial-{live.trial.number:03d}",
-            key=live.trial.user_attrs["run"],
-            parent=self.searcher.parent_run,
-            tags=self._tags(live.config),
-            params=params,
-            is_new=not live.is_resumed,
-        )
-        self.tracker.log_text(live.trial.user_attrs["run"], to_yaml(live.config), "config.yaml")
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        live = self.searcher.live[trial.trial_id]
-        epoch = int(result["epoch"])
-        wanted = {name: result[name] for name in (*REPORTED, "score") if is_score(result.get(name))}
-        if wanted and not result.get("finished") and epoch not in live.trial.intermediate_values:
-            self.tracker.log_metrics(live.trial.user_attrs["run"], wanted, step=epoch)
-        self.searcher.keep(trial.trial_id, result)
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._close(trial, died=False)
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._close(trial, died=True)
-
-    def _tags(self, config: TrainConfig) -> dict[str, str]:
-        keys = {
-            m: config.keys[m]
-            for m in config.model.modalities
-            if (m, config.keys.get(m)) in self.shared.states
-        }
-        data = self.shared.dataset(keys)
-        return dataset_tags(data.fingerprint, keys, data.label_provenance)
-
-    def _close(self, trial: Any, *, died: bool) -> None:
-        result = trial.last_result if trial.last_result and "score" in trial.last_result else None
-        row, end = self.searcher.close(trial.trial_id, result, died=died)
-        state = "paused" if end == "pause" else row.state
-        tags = {"trial.state": state, **({"trial.error": row.error} if row.error else {})}
-        if row.tissues:
-            text = "tissue,r2\n" + "".join(f'"{name}",{score}\n' for name, score in row.tissues.items())
-            self.tracker.log_text(row.run, text, "validation/per_tissue.csv")
-        self.tracker.set_tags(row.run, tags)
-        status: RunStatus = "FAILED" if row.state == "failed" else "FINISHED"
-        self.tracker.end_run(row.run, status="KILLED" if end in ("pause", "cancel") else status)
-        if self.ended is not None and end != "pause":
-            self.ended(row)
 
 
 def _problem(result: Mapping[str, Any], died: bool) -> str:

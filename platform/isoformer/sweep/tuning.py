@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from isoformer.errors import ConfigError
 from isoformer.sweep.config import SweepConfig
 from isoformer.sweep.data import SharedData
-from isoformer.sweep.search import StudyScheduler, StudySearcher, TrackTrials
+from isoformer.sweep.search import StudyScheduler, StudySearcher
+from isoformer.sweep.track_trials import TrackTrials
 
 
 def concurrent_trials(config: SweepConfig, workers: int = 1) -> int:
