@@ -99,8 +99,9 @@ class Gene:
         exons = {base.exon for base in self.bases[start:end]}
         if len(exons) > 1 or exons == {None}:
             return Base(letter)
-        inside = all(self.bases[i].coding for i in (start - 1, end))
-        return Base(letter, exons.pop(), inside and all(base.coding for base in self.bases[start:end]))
+        exon = exons.pop()
+        beside = [self.bases[i] for i in (start - 1, end) if self.bases[i].exon == exon]
+        return Base(letter, exon, all(base.coding for base in [*beside, *self.bases[start:end]]))
 
     def _runs(self, values: list[int | None]) -> list[tuple[int, int]]:
         found: dict[int, tuple[int, int]] = {}
