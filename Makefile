@@ -2,6 +2,7 @@
 #   make demo     install, then the whole road on real data (needs no network after the installation)
 #   make test     install, then format, lint, types and tests
 #   make quick    the same without the tests that take more than about 20 seconds
+#   make long     real rounds of the benchmarks;  make chaos: kills at many points
 # On a machine with a GPU:  UV_TORCH_BACKEND=auto make install   (and =cpu where no CPU wheel of torch is at hand)
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ LOCK := platform/requirements.lock
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: install demo test quick check format lock clean
+.PHONY: install demo test quick long chaos check format lock clean
 
 install: .venv/installed
 
@@ -26,10 +27,17 @@ demo: install
 	$(BIN)/isoformer demo $(ARGS)
 
 test: check
-	$(BIN)/python -m pytest -m "not chaos" -n 2 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -m "not chaos and not long" -n 2 --dist worksteal $(ARGS)
 
 quick: check
-	$(BIN)/python -m pytest -m "not chaos and not slow" -n 2 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -m "not chaos and not long and not slow" -n 2 --dist worksteal $(ARGS)
+
+# Minutes each, one after another: real rounds of the benchmarks, and kills at many points.
+long: install
+	$(BIN)/python -m pytest -m long $(ARGS)
+
+chaos: install
+	$(BIN)/python -m pytest -m chaos $(ARGS)
 
 check: install
 	$(BIN)/ruff format --check platform jobs tests

@@ -74,12 +74,15 @@ def _verb(function: Verb) -> click.Command:
 
 @commands.command()
 @click.option("--output", default="demo-output", show_default=True, help="Folder for everything it makes.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, e.g. sweep.trials=30."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
-def demo(output: str, as_json: bool) -> None:
+def demo(output: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Run the whole road on the shipped real sample: minutes on a laptop, no network."""
     from isoformer.demo import run_demo
 
-    run_demo(Path(output), Output(as_json))
+    run_demo(Path(output), Output(as_json), overrides)
 
 
 @_verb

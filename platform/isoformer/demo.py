@@ -9,10 +9,11 @@ The settings are saved as `settings.yaml` in the output folder, so that any step
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from isoformer.config import build, load_yaml, to_yaml
+from isoformer.config import build, load_yaml, to_yaml, with_overrides
 from isoformer.console import Output
 from isoformer.demo_data import demo_paths
 from isoformer.settings import Settings
@@ -21,8 +22,11 @@ RANDOM_SEED: Final = 0
 """Of the random twins of the encoders, which show what pre-training is worth."""
 
 
-def demo_settings(output: Path) -> Settings:
-    """The demo's settings: tiny pre-trained encoders at two resolutions, and their random twins."""
+def demo_settings(output: Path, overrides: Sequence[str] = ()) -> Settings:
+    """The demo's settings: tiny pre-trained encoders at two resolutions, and their random twins.
+
+    `overrides` are `section.key=value`, as of any verb.
+    """
     encoders = [
         {"name": name, "resolution": resolution}
         for resolution in ("pooled", "bins:16")
@@ -38,10 +42,10 @@ def demo_settings(output: Path) -> Settings:
         "sweep": {"study": "demo", "trials": 15, "epochs": 20},
         "train": {"epochs": 60, "patience": 10},
     }
-    return build(Settings, data, origin="demo settings")
+    return build(Settings, with_overrides(data, overrides), origin="demo settings")
 
 
-def run_demo(output: Path, out: Output) -> None:
+def run_demo(output: Path, out: Output, overrides: Sequence[str] = ()) -> None:
     """Run every step under `output` and show what came out, how long it took and where to look."""
     from isoformer import stages
     from isoformer.ray_session import ray_session
@@ -49,7 +53,7 @@ def run_demo(output: Path, out: Output) -> None:
     from isoformer.tracking import open_line
 
     started = time.perf_counter()
-    settings = demo_settings(output)
+    settings = demo_settings(output, overrides)
     output.mkdir(parents=True, exist_ok=True)
     saved = output / "settings.yaml"
     saved.write_text(to_yaml(settings))

@@ -181,7 +181,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: Sequence[str]) -> str
     return captured.err.splitlines()[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_the_whole_of_it() -> None:
     result = benchmark_embed("esm2-8m", rounds=1, tokens=1000)

@@ -14,7 +14,7 @@ from isoformer.benchmark.rounds import Benchmark
 from isoformer.benchmark.track import OURS, PARTS, STOCK, benchmark_track
 from isoformer.errors import ClusterError
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

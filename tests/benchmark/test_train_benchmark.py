@@ -45,7 +45,7 @@ def test_proteins_are_the_same_both_ways() -> None:
     assert cached.states["protein"].lengths.tolist() == kept.tolist()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_small_round_gives_every_figure(ray_local: None) -> None:
     result = benchmark_train("esm2-8m", rounds=1, shards=2, transcripts=20, proteins=6)
     assert set(result.ratios) == {"loop_over_memory", "cached_over_joint", "startup_seconds"}
