@@ -121,6 +121,7 @@ def test_errors_and_deaths_are_told_with_their_reason(tmp_path: Path) -> None:
         found.suggest(name)
     assert end(found, "a", {**last(0.0), "error": "ValueError: no"}) == "failed"
     assert found.close("b", None, died=True)[0].error.startswith("the trial's workers died")
+    assert not found.has_interrupted
     assert end(found, "c", last(float("nan"))) == "failed"
     assert [row.error[:22] for row in found.study.rows()] == [
         "ValueError: no", "the trial's workers di", "no validation score wa",
@@ -166,3 +167,24 @@ def test_without_permission_a_cached_choice_is_taken(tmp_path: Path) -> None:
         assert found.suggest(name)["train"]["keys"]["rna"] == KEYS["rna"][0]
         end(found, name, last(0.1))
     assert found.redrawn > 0 and found.wanted == ()
+
+
+def test_a_trial_whose_worker_dies_is_given_out_again_until_it_has_died_too_often(tmp_path: Path) -> None:
+    found = searcher(tmp_path, max_failures=2)
+    first = found.suggest("a")
+    found.suggest("b")
+    for name in ("c", "d"):
+        died = {"c": "a", "d": "c"}[name]
+        assert found.take_back(died) and found.has_interrupted
+        assert found.suggest(name) == first and found.live[name].is_resumed
+    assert not found.take_back("d") and not found.has_interrupted
+    row, _ = found.close("d", epoch(1, 0.3), died=True)
+    assert (row.number, row.state) == (0, "failed") and "died" in row.error
+
+
+def test_what_is_open_when_a_sweep_is_cancelled_is_failed(tmp_path: Path) -> None:
+    found = searcher(tmp_path)
+    found.suggest("a")
+    found.take_back("a")
+    found.cancel_rest()
+    assert [(row.state, row.error) for row in found.study.rows()] == [("failed", "cancelled by request")]

@@ -108,7 +108,9 @@ def _run_all(
     ended: Progress,
     concurrent: int,
 ) -> None:
-    """Run trials until there are no more; in between, make embeddings that one was drawn to use."""
+    """Run trials until there are no more; in between, make embeddings that one was drawn to use, and go on
+    with those whose workers died when Ray Tune had no more to start.
+    """
     from isoformer.sweep.data import load_shared
     from isoformer.sweep.track_trials import TrackTrials
     from isoformer.sweep.tuning import run_trials
@@ -117,10 +119,13 @@ def _run_all(
     while (left := searcher.trial_limit - searcher.study.done) > 0:
         callback = TrackTrials(searcher, tracker, shared=shared, ended=ended)
         run_trials(searcher, callback, shared, trials=left, concurrent=concurrent)
-        if not searcher.wanted or supply is None:
+        if searcher.control.request == "cancel":
+            searcher.cancel_rest()
+        if searcher.wanted and supply is not None:
+            searcher.supplied(supply.make(searcher.wanted))
+            shared = load_shared(root, _there(config, supply.missing()), searcher.base.model.encoders)
+        elif not searcher.has_interrupted:
             return
-        searcher.supplied(supply.make(searcher.wanted))
-        shared = load_shared(root, _there(config, supply.missing()), searcher.base.model.encoders)
 
 
 def _searcher(

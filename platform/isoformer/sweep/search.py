@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -71,6 +72,7 @@ class StudySearcher(Searcher):
         self._interrupted = self.study.left_running
         self._seconds_before = self.study.attributes.get("seconds", 0.0)
         self._device_seconds: dict[int, float] = {}
+        self._deaths: Counter[int] = Counter()
         self.missing: set[str] = set(self.opening.opens_at) if self.opening else set()
         self.wanted: tuple[str, ...] = ()
         self.redrawn = 0
@@ -195,6 +197,30 @@ class StudySearcher(Searcher):
         """Put an epoch's score into the study."""
         if is_score(result.get("score")) and not result.get("finished"):
             self.study.report(self.live[trial_id].trial, int(result["epoch"]), result["score"])
+
+    def take_back(self, trial_id: str) -> bool:
+        """A trial's worker died: give the trial out again, from its checkpoint; False where that has happened
+        too often.
+        """
+        trial = self.live[trial_id].trial
+        self._deaths[trial.number] += 1
+        if self._deaths[trial.number] > self.config.max_failures:
+            return False
+        self.live.pop(trial_id)
+        self._device_seconds.pop(trial.number, None)
+        self._interrupted.append(trial)
+        return True
+
+    @property
+    def has_interrupted(self) -> bool:
+        """Whether there are trials to go on with, and nothing speaks against it."""
+        return bool(self._interrupted) and self.control.request is None and self.budget_used() is None
+
+    def cancel_rest(self) -> None:
+        """Fail what is still open."""
+        for trial in self.study.left_running:
+            self.study.describe(trial, error=CANCELLED)
+            self.study.end(trial, "failed")
 
     def close(
         self, trial_id: str, result: Mapping[str, Any] | None, *, died: bool

@@ -87,6 +87,8 @@ class TrackTrials(Callback):
         return dataset_tags(data.fingerprint, keys, data.label_provenance)
 
     def _close(self, trial: Any, *, died: bool) -> None:
+        if died and self.searcher.take_back(trial.trial_id):
+            return
         result = trial.last_result if trial.last_result and "score" in trial.last_result else None
         row, end = self.searcher.close(trial.trial_id, result, died=died)
         state = "paused" if end == "pause" else row.state

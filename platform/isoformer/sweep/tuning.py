@@ -57,7 +57,11 @@ def run_trials(
     trials: int,
     concurrent: int,
 ) -> None:
-    """Run at most `trials` trials; results reach the study and the tracker through searcher and callback."""
+    """Run `trials` trials; results reach the study and the tracker through searcher and callback.
+
+    Ray Tune may start more than that many of its own: one whose worker dies is, in the study, the same trial
+    still. It would restart one itself, but not one that dies while a reused worker turns to it.
+    """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # an interrupt is ours: the study can go on
     from ray import tune
@@ -74,7 +78,7 @@ def run_trials(
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=StudyScheduler(searcher),
-                num_samples=trials,
+                num_samples=trials * (1 + config.max_failures),
                 max_concurrent_trials=concurrent,
                 reuse_actors=True,
             ),
@@ -83,7 +87,7 @@ def run_trials(
                 storage_path=scratch,
                 callbacks=[callback],
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=config.max_failures),
+                failure_config=tune.FailureConfig(max_failures=0),  # the searcher gives them out again
             ),
         )
         tuner.fit()
