@@ -62,6 +62,7 @@ def test_seeds_are_different_whole_numbers(seeds: list[int]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_they_are_fitted_and_scored_once(ray_local: None, tmp_path: Path) -> None:
     write_dataset(str(tmp_path), genes_per_shard=10)
     keys: Any = {m: write_embeddings(str(tmp_path), m, key=f"made-{m}") for m in ("rna", "protein")}

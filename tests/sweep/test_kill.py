@@ -147,6 +147,7 @@ def kill_a_worker(choose: random.Random) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_kills_and_a_pause_change_nothing(
     undisturbed: SweepResult, shared: SharedData, tmp_path: Path
 ) -> None:

@@ -52,6 +52,7 @@ def test_an_unknown_price_and_a_budget_do_not_go_together() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_sweep_makes_what_a_trial_asks_for_and_only_then(ray_local: None, tmp_path: Path) -> None:
     """A real encoder: its pooled embeddings are there, those at bins:4 are not."""
     write_dataset(str(tmp_path), genes_per_shard=10)

@@ -29,6 +29,7 @@ QUIET = TrackingConfig(enabled=False)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_sweep_finds_tracks_and_writes_down(ray_local: None, shared: SharedData, tmp_path: Path) -> None:
     seen: list[TrialRow] = []
     config = SweepConfig(trials=8, keys=KEYS, seed=1, grace_epochs=2)
@@ -94,6 +95,7 @@ def check_tracked(tracking: TrackingConfig, rows: list[TrialRow]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_failing_trial_ends_nothing_and_a_buckets_study_is_kept_there(
     ray_local: None, shared: SharedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,6 +93,7 @@ def test_workers_map_the_data_and_hold_no_copy(ray_local: None, shared: SharedDa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_trial_of_several_workers_runs_them(ray_local: None, shared: SharedData, tmp_path: Path) -> None:
     base = TrainConfig(
         model=ModelConfig(modalities=("rna", "protein"), width=8, heads=1), epochs=2, workers=2
