@@ -8,20 +8,34 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PlainSerializer, ValidationError
 
 from isoformer.errors import ConfigError
+
+
+def without_password(text: str) -> str:
+    """`text` with every password in an address replaced by ***."""
+    masked = re.sub(r"(?<=://)([^/@:\s]*):[^@\s]*@", r"\1:***@", text)
+    return re.sub(r"(?<=[?&])(password|sslpassword)=[^&\s'\"]*", r"\1=***", masked)
+
+
+Address = Annotated[str, PlainSerializer(without_password, return_type=str, when_used="json")]
+"""A URL that may hold a password, which is saved, shown and logged nowhere."""
 
 
 class FrozenConfig(BaseModel):
     """Base of all configuration: immutable, no unknown keys, defaults that are the tiny CPU run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, _masked(value)
 
     def edited(self, **changes: Any) -> Self:
         """A checked copy with some fields replaced."""
@@ -80,10 +94,10 @@ def to_yaml(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def without_password(text: str) -> str:
-    """`text` with every password in an address replaced by ***."""
-    masked = re.sub(r"(?<=://)([^/@:\s]*):[^@\s]*@", r"\1:***@", text)
-    return re.sub(r"(?<=[?&])(password|sslpassword)=[^&\s'\"]*", r"\1=***", masked)
+def _masked(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_masked(item) for item in value)
+    return without_password(value) if isinstance(value, str) else value
 
 
 def _copied(data: Mapping[str, Any]) -> dict[str, Any]:

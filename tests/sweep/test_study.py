@@ -9,10 +9,11 @@ import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 
+from isoformer.config import to_yaml, without_password
 from isoformer.errors import FingerprintError, StorageError
 from isoformer.storage import open_storage
 from isoformer.sweep import SweepConfig
-from isoformer.sweep.database import open_storage_at, shown
+from isoformer.sweep.database import open_storage_at
 from isoformer.sweep.place import study_place
 from isoformer.sweep.results import pareto_front
 from isoformer.sweep.study import Study, TrialRow, importances, open_study, open_study_line
@@ -110,8 +111,11 @@ def test_importances_name_what_matters_and_need_enough_trials(tmp_path: Path) ->
 
 def test_a_password_is_shown_nowhere() -> None:
     url = "postgresql+psycopg://ann:secret-word@127.0.0.1:1/db"
-    assert shown(url) == "postgresql+psycopg://ann:***@127.0.0.1:1/db"
+    assert without_password(url) == "postgresql+psycopg://ann:***@127.0.0.1:1/db"
     assert "secret-word" not in open_study_line(url)
+    config = SweepConfig(storage=url, warm_start=(f"{url}#old",))
+    assert "secret-word" not in to_yaml(config) + repr(config) + config.model_dump_json()
+    assert config.edited(trials=3).storage == url, "what connects keeps it"
     with pytest.raises(StorageError) as raised:
         open_storage_at(url)
     assert "secret-word" not in str(raised.value) and "ann:***" in str(raised.value)

@@ -7,7 +7,7 @@ from typing import Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from isoformer.config import FrozenConfig
+from isoformer.config import Address, FrozenConfig
 from isoformer.schema import Modality
 from isoformer.sweep.space import SearchSpace
 
@@ -46,7 +46,7 @@ class SweepConfig(FrozenConfig):
     """
 
     study: str = Field(default="sweep", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    storage: str | None = Field(
+    storage: Address | None = Field(
         default=None, description="database of the study; null: study.db in the study's folder"
     )
     trials: int = Field(default=16, ge=1)
@@ -75,7 +75,7 @@ class SweepConfig(FrozenConfig):
     repeatable: bool = Field(
         default=True, description="a trial is drawn knowing only those well before it: reruns draw the same"
     )
-    warm_start: tuple[str, ...] = Field(
+    warm_start: tuple[Address, ...] = Field(
         default=(), description="earlier studies (name, or URL#name) and MLflow runs (mlflow:<run id>)"
     )
     epochs: int | None = Field(default=None, ge=1, description="of a trial at most; null: the training's own")

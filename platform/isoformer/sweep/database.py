@@ -17,6 +17,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from isoformer.config import without_password
 from isoformer.errors import StorageError
 
 if TYPE_CHECKING:
@@ -43,10 +44,11 @@ def open_storage_at(url: str) -> optuna.storages.RDBStorage:
             return optuna.storages.RDBStorage(url, engine_kwargs=arguments)
     except ImportError as error:
         raise StorageError(
-            f"{shown(url)}: {_first_line(error)}; install isoformer[databases], which has the drivers"
+            f"{without_password(url)}: {_first_line(error)}; "
+            "install isoformer[databases], which has the drivers"
         ) from None
     except (sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:  # Optuna wraps its version check
-        raise StorageError(f"{shown(url)}: {_without_password(_first_line(error), url)}") from None
+        raise StorageError(f"{without_password(url)}: {_without_that_of(_first_line(error), url)}") from None
 
 
 @contextmanager
@@ -64,7 +66,7 @@ def only_driver(storage: optuna.storages.RDBStorage, url: str, study: str) -> It
     with storage.engine.connect() as connection:
         key: int | str = zlib.crc32(f"isoformer {study}".encode())
         if not connection.execute(sa.text(question), {"key": key}).scalar():
-            raise StorageError(f"{shown(url)}: another process works on study {study!r}")
+            raise StorageError(f"{without_password(url)}: another process works on study {study!r}")
         connection.commit()
         yield
         connection.invalidate()  # the lock goes with the connection
@@ -107,12 +109,8 @@ def snapshot(database: Path, to: Path) -> Path:
     return to
 
 
-def shown(url: str) -> str:
-    """The address without the password it may hold."""
-    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", url)
-
-
-def _without_password(text: str, url: str) -> str:
+def _without_that_of(text: str, url: str) -> str:
+    """A driver's words without the password of the URL, which they may have on its own."""
     found = re.search(r"://[^/@:]*:([^/@]+)@", url)
     return text.replace(found[1], "***") if found else text
 

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from isoformer.config import without_password
 from isoformer.errors import StorageError
 from isoformer.storage import Storage
 from isoformer.sweep.config import SweepConfig
@@ -27,7 +28,6 @@ from isoformer.sweep.database import (
     is_file,
     only_driver,
     open_storage_at,
-    shown,
     snapshot,
 )
 from isoformer.tracking import TrackingConfig, local_path
@@ -46,7 +46,7 @@ class StudyPlace:
     @property
     def shown_url(self) -> str:
         """Without a password."""
-        return shown(self.url)
+        return without_password(self.url)
 
     def keep_copy(self) -> None:
         """Have a copy put under the root, where the database is not there itself."""
@@ -71,7 +71,7 @@ def study_place(
         database = open_storage_at(url)
         names = [study.study_name for study in database.get_all_studies()]
         if config.study in names and not resume:
-            raise _exists(f"study {config.study!r} at {shown(url)}")
+            raise _exists(f"study {config.study!r} at {without_password(url)}")
         with only_driver(database, url, config.study):
             if not is_copied:
                 yield StudyPlace(folder, url, None)

@@ -15,8 +15,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from isoformer.config import without_password
 from isoformer.errors import FingerprintError
-from isoformer.sweep.database import open_storage_at, shown
+from isoformer.sweep.database import open_storage_at
 
 if TYPE_CHECKING:
     import optuna
@@ -184,7 +185,7 @@ class Study:
 def open_study(url: str, name: str, config: SweepConfig, *, made_from: Mapping[str, str]) -> Study:
     """Open or create the study. An existing one must have the same `made_from` (space, data, objectives)."""
     study = Study(open_storage_at(url), name, config.directions)
-    study.require_made_from(made_from, shown(url))
+    study.require_made_from(made_from, without_password(url))
     return study
 
 
@@ -221,7 +222,7 @@ def importances(study: Study) -> dict[str, float]:
 def open_study_line(database: Path | str) -> str:
     """The command that opens the study, a file or a URL, in Optuna's own dashboard (a separate package)."""
     url = database if isinstance(database, str) else f"sqlite:///{database.resolve()}"
-    return f"optuna-dashboard {shown(url)}"
+    return f"optuna-dashboard {without_password(url)}"
 
 
 def row_of(trial: FrozenTrial) -> TrialRow:

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from isoformer.config import without_password
 from isoformer.errors import StorageError
 from isoformer.storage import Storage
-from isoformer.sweep.database import is_file, open_storage_at, shown
+from isoformer.sweep.database import is_file, open_storage_at
 from isoformer.sweep.space import Parameter, SearchSpace
 from isoformer.tracking import TrackingConfig
 
@@ -55,8 +56,9 @@ def earlier_trials(
             _queue(found, space, _of_mlflow(source.removeprefix(MLFLOW), space, tracking))
             continue
         trials, same_data = _of_study(source, study, storage)
-        trials = trials[: counts.get(source, len(trials))]
-        counts = {**counts, source: len(trials)}
+        name = without_password(source)
+        trials = trials[: counts.get(name, len(trials))]
+        counts = {**counts, name: len(trials)}
         if same_data:
             _show(found, space, trials, len(config.directions))
         else:
@@ -151,7 +153,7 @@ def _of_study(source: str, study: Study, storage: Storage) -> tuple[list[FrozenT
         except KeyError:
             there = ", ".join(one.study_name for one in database.get_all_studies()) or "none"
             raise StorageError(
-                f"sweep.warm_start: {shown(url)} has no study {name!r}; it has: {there}"
+                f"sweep.warm_start: {without_password(url)} has no study {name!r}; it has: {there}"
             ) from None
         theirs = database.get_study_user_attrs(number).get("made_from", {})
         ours = study.attributes["made_from"]

@@ -6,16 +6,16 @@ import hashlib
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from isoformer import __version__
-from isoformer.config import FrozenConfig, without_password
+from isoformer.config import Address, FrozenConfig, without_password
 from isoformer.schema import Modality
 
 DEFAULT_FOLDER = "isoformer-work"
@@ -34,7 +34,7 @@ class TrackingConfig(FrozenConfig):
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
-    uri: str | None = None
+    uri: Address | None = None
     experiment: str = Field(default="isoformer", min_length=1)
     folder: str | None = Field(default=None, description="null: the storage root where that is local")
     enabled: bool = True
@@ -63,15 +63,6 @@ class TrackingConfig(FrozenConfig):
                 "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment"
             )
         return uri
-
-    @field_serializer("uri", when_used="json-unless-none")
-    def _written_uri(self, uri: str) -> str:
-        """What is saved beside artefacts: a database's password is not."""
-        return without_password(uri)
-
-    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
-        for name, value in super().__repr_args__():
-            yield name, without_password(value) if name == "uri" and value else value
 
     @property
     def local_folder(self) -> Path:
