@@ -111,13 +111,19 @@ def undisturbed(ray_local: None, shared: SharedData, tmp_path_factory: pytest.Te
     return sweep(CONFIG, BASE, str(root), tracking=QUIET, data=shared)
 
 
+def pickled(root: Path, shared: SharedData, config: SweepConfig = CONFIG) -> Path:
+    """What a driver of its own process is given."""
+    made = root / "made.pickle"
+    made.write_bytes(pickle.dumps((shared, config, BASE)))
+    return made
+
+
 def disturbed(
     root: Path, shared: SharedData, kills: int, *, what: tuple[str, ...], seed: int
 ) -> tuple[SweepResult, list[str]]:
     """Kill at `kills` random points of the study's progress, then let a last driver come to the end."""
     random_points = random.Random(seed)
-    made = root / "made.pickle"
-    made.write_bytes(pickle.dumps((shared, CONFIG, BASE)))
+    made = pickled(root, shared)
     killed: list[str] = []
     while len(killed) < kills:
         with driver(root, made) as process:
@@ -151,8 +157,7 @@ def kill_a_worker(choose: random.Random) -> None:
 def test_kills_and_a_pause_change_nothing(
     undisturbed: SweepResult, shared: SharedData, tmp_path: Path
 ) -> None:
-    made = tmp_path / "made.pickle"
-    made.write_bytes(pickle.dumps((shared, CONFIG, BASE)))
+    made = pickled(tmp_path, shared)
     with driver(tmp_path, made) as process:
         assert progressed(tmp_path, 20, process)
         kill_a_worker(random.Random(1))
@@ -226,8 +231,7 @@ os._exit(0)
 def test_a_node_that_is_killed_changes_nothing(
     undisturbed: SweepResult, shared: SharedData, tmp_path: Path
 ) -> None:
-    made = tmp_path / "made.pickle"
-    made.write_bytes(pickle.dumps((shared, CONFIG.edited(max_failures=4), BASE)))
+    made = pickled(tmp_path, shared, CONFIG.edited(max_failures=4))
     done = subprocess.run(
         [sys.executable, "-c", NODES, str(tmp_path), str(made)], capture_output=True, text=True
     )

@@ -14,8 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
 from isoformer.config import build
 from isoformer.errors import ConfigError, StorageError
 from isoformer.storage import open_storage
@@ -104,6 +102,7 @@ def score_finals(
     """Score each on the test genes, unless it has been, and write finals.json; returns what it says."""
     from isoformer.evaluate import evaluate, read_evaluation
     from isoformer.training.runs import RunFolder
+    from isoformer.training.seeds import spreads
 
     storage = open_storage(root)
     params = {row.number: row.params for row in result.trials}
@@ -129,29 +128,18 @@ def score_finals(
         if done is not None:
             done(number, len(runs), run.name)
     for model in models.values():
-        model["test_mean"], model["test_sd"] = _spread([one["test"] for one in model["runs"]])
-    found = {"version": VERSION, "study": result.study, "models": list(models.values())}
-    storage.write_bytes(finals_key(result.study), json.dumps(found, indent=1).encode())
-    return found
+        found = spreads([one["test"] for one in model["runs"]])
+        model["test_mean"] = {name: found[name].mean if name in found else None for name in SCORES}
+        sds = {name: spread.sd for name, spread in found.items()}
+        model["test_sd"] = sds if len(model["runs"]) > 1 else None
+    written = {"version": VERSION, "study": result.study, "models": list(models.values())}
+    storage.write_bytes(finals_key(result.study), json.dumps(written, indent=1).encode())
+    return written
 
 
 def finals_key(study: str) -> str:
     """Of finals.json."""
     return f"studies/{study}/finals.json"
-
-
-def _spread(
-    scores: Sequence[dict[str, float | None]],
-) -> tuple[dict[str, float | None], dict[str, float] | None]:
-    """Mean and deviation of each score; null where one run has none."""
-    listed = {name: [one[name] for one in scores] for name in SCORES}
-    known = {
-        name: np.array(values, dtype=np.float64) for name, values in listed.items() if None not in values
-    }
-    mean = {name: float(known[name].mean()) if name in known else None for name in SCORES}
-    if len(scores) < 2:
-        return mean, None
-    return mean, {name: float(values.std(ddof=1)) for name, values in known.items()}
 
 
 def _fit_final(train: dict[str, Any], root: str, run: str, data: PinnedDataset) -> None:

@@ -44,7 +44,6 @@ class Live:
     config: TrainConfig
     is_resumed: bool = False
     end: End | None = None
-    is_tracked: bool = False
 
 
 @dataclass(eq=False)
@@ -84,7 +83,7 @@ class StudySearcher(Searcher):
         is_resumed = bool(self._interrupted)
         if self._interrupted:
             trial = self._interrupted.pop(0)
-            config = self._lasting(trial.number, self.config_of(trial.params))
+            config = self.config_of(trial.params)
         elif len(self.study.trials) >= self.trial_limit:
             return Searcher.FINISHED
         elif not self.drawing.is_ready(self.study.trials):
@@ -100,7 +99,7 @@ class StudySearcher(Searcher):
                 sampler_state=drawn.sampler_state,
                 parent=drawn.parent,
             )
-            config = self._lasting(trial.number, config)
+        config = self._lasting(trial.number, config)
         self.live[trial_id] = Live(trial, config, is_resumed)
         return {
             "train": config.model_dump(mode="json"),

@@ -83,14 +83,12 @@ class Study:
             storage=storage, study_name=name, directions=list(directions), load_if_exists=True
         )
         self._id = storage.get_study_id_from_name(name)
+        self.attributes: dict[str, Any] = dict(storage.get_study_user_attrs(self._id))
         self.trials: list[FrozenTrial] = storage.get_all_trials(self._id, deepcopy=True)
 
-    @property
-    def attributes(self) -> dict[str, Any]:
-        """What was set for the whole study."""
-        return self.storage.get_study_user_attrs(self._id)
-
     def set_attribute(self, name: str, value: object) -> None:
+        """Of the whole study."""
+        self.attributes[name] = value
         self.storage.set_study_user_attr(self._id, name, value)
 
     def begin(
@@ -160,12 +158,6 @@ class Study:
     def device_hours(self) -> float:
         """Of all trials, ended or not."""
         return sum(trial.user_attrs.get("device_seconds") or 0.0 for trial in self.trials) / 3600
-
-    def spend(self, seconds: float) -> float:
-        """Add wall seconds to those of earlier sessions; returns the sum."""
-        spent = self.attributes.get("seconds", 0.0) + seconds
-        self.set_attribute("seconds", spent)
-        return spent
 
     def require_made_from(self, made_from: Mapping[str, str], where: str) -> None:
         """FingerprintError where the study was made with another space, metric or data."""

@@ -47,9 +47,6 @@ class TrackTrials(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         live = self.searcher.live[trial.trial_id]
-        if live.is_tracked:  # its worker died and another goes on
-            return
-        live.is_tracked = True
         params = {name: str(value) for name, value in live.trial.params.items()}
         self.tracker.start_run(
             f"trial-{live.trial.number:03d}",
