@@ -12,6 +12,7 @@ from typing import Any
 
 from isoformer.report.collect import finite
 from isoformer.report.study import Parameter, Study, Trial
+from isoformer.sweep.results import undominated
 
 
 def best_so_far(study: Study) -> list[tuple[int, float]]:
@@ -114,13 +115,10 @@ def pareto_front(study: Study) -> list[Trial]:
     if len(study.targets) < 2:
         return []
     first, second = (objective.sign for objective in study.targets[:2])
-    rated = [(first * pair[0], second * pair[1], trial) for trial in study.trials if (pair := both(trial))]
-    rated.sort(key=lambda item: (-item[0], -item[1], item[2].number))
-    front: list[tuple[float, float, Trial]] = []
-    for one in rated:
-        if not front or one[1] > front[-1][1] or one[:2] == front[-1][:2]:
-            front.append(one)
-    return [trial for _, _, trial in front]
+    trials = [trial for trial in study.trials if both(trial)]
+    points = {place: (first * p[0], second * p[1]) for place, t in enumerate(trials) if (p := both(t))}
+    best_first = sorted(undominated(points), key=lambda place: (-points[place][0], trials[place].number))
+    return [trials[place] for place in best_first]
 
 
 def both(trial: Trial) -> tuple[float, float] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -80,7 +80,16 @@ def pareto_front(rows: Sequence[TrialRow], directions: Sequence[str]) -> list[in
         for row in rows
         if row.state == "complete"
     }
-    return [number for number, point in points.items() if not any(_beats(o, point) for o in points.values())]
+    return undominated(points)
+
+
+def undominated(points: Mapping[int, Sequence[float]]) -> list[int]:
+    """Keys of the points that no other is as good as in every coordinate and better than in one; more is
+    better.
+    """
+    return [
+        key for key, point in points.items() if not any(_beats(other, point) for other in points.values())
+    ]
 
 
 def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
