@@ -95,4 +95,5 @@ def run_trials(
 
 def _resources(config: SweepConfig, workers: int) -> dict[str, float]:
     """Of the process of a trial; the workers of one with several take theirs through Ray Train."""
-    return {"cpu": config.cpus, "gpu": config.gpus} if workers == 1 else {"cpu": 0.0}
+    alone = {"cpu": config.cpus, "gpu": config.gpus}
+    return alone if workers == 1 else {"memory": 1.0}  # one byte: Tune refuses a trial that takes nothing
