@@ -1,16 +1,70 @@
-"""What embedding asks of the cluster besides work: nodes, room for workers, the end of one that hangs."""
+"""What embedding asks of the cluster besides work: nodes, room for workers, the end of one that hangs.
+
+`LiveCluster` is all of the world that the driver of a run sees; a benchmark simulates another.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import random
 import signal
 import sys
+import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from isoformer.embeddings.config import EmbedConfig
 from isoformer.errors import ClusterError
+
+
+class Cluster(Protocol):
+    """Ray, the clock and chance. `ray`: the module, or what has its `remote`, `wait`, `get` and `kill`."""
+
+    ray: Any
+
+    def now(self) -> float:
+        """Seconds that never go back."""
+        ...
+
+    def sleep(self, seconds: float) -> None: ...
+
+    def jitter(self) -> float:
+        """Between a half and one, at random."""
+        ...
+
+    def require_room(self, config: EmbedConfig, workers: int) -> None: ...
+
+    def require_own_node(self) -> None: ...
+
+    def kill_process(self, *, node: str, pid: int) -> None: ...
+
+
+class LiveCluster:
+    """The cluster that Ray is connected to."""
+
+    def __init__(self) -> None:
+        import ray
+
+        self.ray: Any = ray  # whose types know less of it than it can do
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def jitter(self) -> float:
+        return random.uniform(0.5, 1)
+
+    def require_room(self, config: EmbedConfig, workers: int) -> None:
+        require_room(config, workers)
+
+    def require_own_node(self) -> None:
+        require_own_node()
+
+    def kill_process(self, *, node: str, pid: int) -> None:
+        kill_process(node=node, pid=pid)
 
 
 def require_room(config: EmbedConfig, workers: int) -> None:

@@ -16,18 +16,16 @@ handed out by a library does not:
 from __future__ import annotations
 
 import math
-import random
 import re
-import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
-from isoformer.embeddings import counters
-from isoformer.embeddings.cluster import kill_process, require_own_node, require_room
+from isoformer.embeddings.cluster import Cluster, LiveCluster
 from isoformer.embeddings.config import EmbedConfig
+from isoformer.embeddings.counters import RunCounters
 from isoformer.embeddings.messages import Name, ShardSummary, WorkError, WorkerSettings, WorkerStatus
 from isoformer.embeddings.plan import Plan
 from isoformer.embeddings.pool_state import Item, Ref, Slot
@@ -68,12 +66,13 @@ class PoolStatus:
 
 
 class Pool:
-    """One run over a plan's work. Ray must be connected. Use `run` once."""
+    """One run over a plan's work, on the cluster that Ray is connected to if no other. Use `run` once."""
 
-    def __init__(self, config: EmbedConfig, planned: Plan, settings: WorkerSettings) -> None:
-        import ray
-
-        self._ray: Any = ray  # whose types know less of it than it can do
+    def __init__(
+        self, config: EmbedConfig, planned: Plan, settings: WorkerSettings, cluster: Cluster | None = None
+    ) -> None:
+        self._cluster = cluster or LiveCluster()
+        self._ray = self._cluster.ray
         self._config, self._planned, self._settings = config, planned, settings
         # no CPU of its own: workers that come in place of lost ones could take the last one from it
         self._tokenise = self._ray.remote(num_cpus=0, num_returns=2, scheduling_strategy="SPREAD")(
@@ -94,10 +93,10 @@ class Pool:
         self._tokenised: deque[Name] = deque()
         self._done: dict[Name, ShardSummary] = {}
         self._slots: list[Slot] = []
-        self._polled_at = time.monotonic()
+        self._polled_at = self._cluster.now()
         self._tokens_published = 0
-        self._halvings: dict[tuple[str, int], int] = {}
         self._pace: dict[int, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
+        self._counters = RunCounters(planned)
         self.failures: Counter[str] = Counter()
         self.notes: list[str] = []
         self._suspects = Suspects(self._ray, settings.token_budget.tokens, self.notes.append)
@@ -109,7 +108,7 @@ class Pool:
         run is given up. Nothing that was published is lost.
         """
         workers = min(self._config.actors, len(self._items))
-        require_room(self._config, workers)
+        self._cluster.require_room(self._config, workers)
         try:
             self._slots = [self._started() for _ in range(workers)]
             while len(self._done) < len(self._items):
@@ -119,7 +118,7 @@ class Pool:
                     summary = self._taken(ref)
                     if summary is not None:
                         yield summary
-                if time.monotonic() - self._polled_at >= self._poll_seconds:
+                if self._cluster.now() - self._polled_at >= self._poll_seconds:
                     yield self._polled()
         finally:
             self._end()
@@ -147,7 +146,7 @@ class Pool:
 
     def _due(self, names: Iterable[Name]) -> list[Name]:
         """Those that are not held back after a failure, in order; a few are enough."""
-        now = time.monotonic()
+        now = self._cluster.now()
         return list(islice((name for name in names if self._items[name].not_before <= now), _GLANCE))
 
     def _hand_out(self) -> None:
@@ -172,7 +171,7 @@ class Pool:
         item = self._items[name]
         ref = slot.handle.encode.remote(item.work, item.tokens, self._suspects.orders(item))
         slot.running[ref] = name
-        slot.given_at[name] = time.monotonic()
+        slot.given_at[name] = self._cluster.now()
         slot.encoder = name[0]
 
     def _take_over(self, idle: list[Slot]) -> None:
@@ -203,7 +202,7 @@ class Pool:
     def _is_slow(self, slot: Slot, name: Name) -> bool:
         """By what the other shards of the same encoder took a token."""
         seconds, tokens = self._pace[name[0]]
-        spent = time.monotonic() - slot.encoding_since.get(name, time.monotonic())
+        spent = self._cluster.now() - slot.encoding_since.get(name, self._cluster.now())
         expected = seconds / tokens * self._items[name].work.load.tokens if tokens else math.inf
         return spent > _SLOW * expected + _SLOW_SECONDS
 
@@ -218,7 +217,7 @@ class Pool:
             *(slot.asked for slot in self._slots if slot.asked is not None),
         ]
         if not refs:
-            time.sleep(0.05)  # a shard that is held back for a moment after a failure
+            self._cluster.sleep(0.05)  # a shard that is held back for a moment after a failure
             return []
         found, others = self._ray.wait(refs, num_returns=1, timeout=0.2, fetch_local=False)
         if not found or not others:
@@ -246,7 +245,7 @@ class Pool:
         except RayError as error:
             self._lost(slot, error)
             return
-        slot.identity, slot.answered_at = None, time.monotonic()
+        slot.identity, slot.answered_at = None, self._cluster.now()
 
     def _heard(self, slot: Slot) -> None:
         from ray.exceptions import RayError
@@ -257,7 +256,7 @@ class Pool:
         except RayError as error:
             self._lost(slot, error)
             return
-        now = time.monotonic()
+        now = self._cluster.now()
         slot.status, slot.answered_at = status, now
         slot.encoding_since = {
             name: slot.encoding_since.get(name, now)
@@ -337,28 +336,11 @@ class Pool:
         if summary.workload.tokens:
             seconds, tokens = self._pace[name[0]]
             self._pace[name[0]] = (seconds + summary.encode_seconds, tokens + summary.workload.tokens)
-        self._count(summary)
+        self._counters.published(summary)
         for slot in self._slots:
             if name in slot.running.values():
                 self._tell_to_abandon(slot, name, started_too=True)
         return summary
-
-    def _count(self, summary: ShardSummary) -> None:
-        """Here, not at the worker: a shard that is done twice counts once."""
-        encoder = self._planned.passes[summary.encoder].spec.name
-        before = self._halvings.get((summary.worker, summary.encoder), 0)
-        self._halvings[summary.worker, summary.encoder] = summary.budget_halvings
-        for name, value in (
-            ("isoformer_tokens_total", summary.workload.tokens),
-            ("isoformer_sequences_total", summary.workload.sequences),
-            ("isoformer_reused_total", summary.reused),
-            ("isoformer_shards_total", len(summary.entries)),
-            ("isoformer_bytes_written_total", summary.workload.output_bytes),
-            ("isoformer_out_of_memory_total", max(0, summary.budget_halvings - before)),
-        ):
-            counters.count(name, value, encoder=encoder)
-        for reason, value in next(iter(summary.entries.values()))["quarantined"].items():
-            counters.count("isoformer_quarantined_total", value, encoder=encoder, label=reason)
 
     def _met(self, name: Name, error: WorkError, where: str) -> None:
         """Storage is tried again; whatever else is named, the next worker would meet too."""
@@ -371,7 +353,7 @@ class Pool:
         """Once more from the beginning, after a while."""
         item = self._items[name]
         self._failed(item, kind, text)
-        item.not_before = time.monotonic() + _BACK_OFF_SECONDS * 2**item.failures * random.uniform(0.5, 1)
+        item.not_before = self._cluster.now() + _BACK_OFF_SECONDS * 2**item.failures * self._cluster.jitter()
         self._requeue(name, tokenise=True)
 
     def _lost(self, slot: Slot, error: Exception, at: Name | None = None) -> None:
@@ -397,8 +379,7 @@ class Pool:
         Storage and nodes that come and go are held against a shard alone, and not against the run.
         """
         self.failures[kind] += 1
-        encoder = self._planned.passes[item.work.encoder].spec.name if item else "none"
-        counters.count("isoformer_failures_total", 1, encoder=encoder, label=kind)
+        self._counters.failed(item.work.encoder if item else None, kind)
         self.notes.append(f"{kind}: {text}")
         if item is not None:
             item.failures += 1
@@ -413,8 +394,8 @@ class Pool:
 
     def _polled(self) -> PoolStatus:
         """Ask every worker how it is; name and kill the ones that make no progress."""
-        require_own_node()
-        now = self._polled_at = time.monotonic()
+        self._cluster.require_own_node()
+        now = self._polled_at = self._cluster.now()
         for slot in [slot for slot in self._slots if slot.is_ready]:
             still_seconds = slot.still_seconds(now)
             if slot.killed_at is not None and now - slot.killed_at > _DYING_SECONDS:
@@ -425,9 +406,11 @@ class Pool:
                     f"{slot.told} has made no progress for {still_seconds:.0f} s, {slot.doing}: killed"
                 )
                 slot.kind, slot.killed_at = "worker_stalled", now
-                kill_process(node=slot.place[1], pid=slot.place[2])
+                self._cluster.kill_process(node=slot.place[1], pid=slot.place[2])
             if slot.asked is None:
                 slot.asked = slot.handle.status.options(concurrency_group="status").remote()
+        queue = {"waiting": self._waiting, "tokenising": self._tokenising, "tokenised": self._tokenised}
+        self._counters.polled(self._slots, {stage: len(shards) for stage, shards in queue.items()})
         statuses = [slot.status for slot in self._slots if slot.status]
         alive = sum(status.alive_seconds for status in statuses)
         return PoolStatus(
@@ -444,6 +427,7 @@ class Pool:
         return self._tokens_published + doing
 
     def _end(self) -> None:
+        self._counters.ended()
         if self._ray.is_initialized():
             for slot in self._slots:
                 self._ray.kill(slot.handle)
