@@ -19,9 +19,9 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 
-from isoformer.embeddings import counters
 from isoformer.embeddings.cluster import node_id
 from isoformer.embeddings.config import EncoderPass
+from isoformer.embeddings.counters import pack_done, shard_done
 from isoformer.embeddings.encode import Output, PackStats, encode_sequences, order_of_encoding
 from isoformer.embeddings.messages import (
     Name,
@@ -146,7 +146,7 @@ class EncodeWorker:
             written=len(published),
             publish_seconds=publish_seconds,
         )
-        self._show(summary)
+        shard_done(self._settings.passes[work.encoder].spec.name, summary, self.status())
         return summary
 
     def _encode(
@@ -241,6 +241,7 @@ class EncodeWorker:
             made.add(stats)
             self._tokens[work.name] = made.load.tokens
             self._busy_seconds += stats.seconds
+            pack_done(encoder.spec.name, stats.seconds)
 
         places = [i for i in order_of_encoding(shard) if shard.digests[i] not in orders.left_out]
         is_copied = [shard.digests[place] in copied for place in places]
@@ -293,15 +294,6 @@ class EncodeWorker:
     def _progressed(self, work: ShardWork, stage: Stage, doing: str) -> None:
         self._stages[work.name] = stage
         self._doing, self._progress_at = doing, time.monotonic()
-
-    def _show(self, summary: ShardSummary) -> None:
-        encoder = self._settings.passes[summary.encoder].spec.name
-        tokens, padding = summary.workload.tokens, summary.padding_tokens
-        counters.show("isoformer_padding_fraction", padding / max(1, tokens + padding), encoder=encoder)
-        counters.show("isoformer_token_budget", summary.token_budget, encoder=encoder)
-        if alive_seconds := self._alive_seconds():
-            busy = self._busy_seconds / alive_seconds
-            counters.show("isoformer_device_busy_fraction", busy, encoder=encoder)
 
     def _alive_seconds(self) -> float:
         return time.monotonic() - self._first_pack_at if self._first_pack_at is not None else 0.0

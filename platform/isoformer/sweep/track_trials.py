@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.callback import Callback
 
 from isoformer.config import to_yaml
+from isoformer.sweep import counters
 from isoformer.sweep.data import SharedData
 from isoformer.sweep.search import Progress, StudySearcher
 from isoformer.sweep.space import is_score
@@ -47,6 +48,7 @@ class TrackTrials(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         live = self.searcher.live[trial.trial_id]
+        counters.running(self.searcher)
         params = {name: str(value) for name, value in live.trial.params.items()}
         self.tracker.start_run(
             f"trial-{live.trial.number:03d}",
@@ -66,6 +68,7 @@ class TrackTrials(Callback):
         wanted = {name: result[name] for name in (*REPORTED, "score") if is_score(result.get(name))}
         if wanted and not result.get("finished") and epoch not in live.trial.intermediate_values:
             self.tracker.log_metrics(live.trial.user_attrs["run"], wanted, step=epoch)
+            counters.reported(self.searcher)
         self.searcher.keep(trial.trial_id, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -84,10 +87,15 @@ class TrackTrials(Callback):
         return dataset_tags(data.fingerprint, keys, data.label_provenance)
 
     def _close(self, trial: Any, *, died: bool) -> None:
-        if died and self.searcher.take_back(trial.trial_id):
-            return
+        if died:
+            counters.died(self.searcher)
+            if self.searcher.take_back(trial.trial_id):
+                return
         result = trial.last_result if trial.last_result and "score" in trial.last_result else None
         row, end = self.searcher.close(trial.trial_id, result, died=died)
+        counters.running(self.searcher)
+        if end != "pause":
+            counters.ended(self.searcher, row)
         state = "paused" if end == "pause" else row.state
         tags = {"trial.state": state, **({"trial.error": row.error} if row.error else {})}
         if row.tissues:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Mapping
 
 from isoformer.errors import ConfigError
+from isoformer.sweep import counters
 from isoformer.sweep.config import SweepConfig
 from isoformer.sweep.data import SharedData
 from isoformer.sweep.search import StudyScheduler, StudySearcher
@@ -90,7 +91,9 @@ def run_trials(
                 failure_config=tune.FailureConfig(max_failures=0),  # the searcher gives them out again
             ),
         )
+        counters.slots(searcher, concurrent)
         tuner.fit()
+        counters.slots(searcher, 0)
 
 
 def _resources(config: SweepConfig, workers: int) -> dict[str, float]:

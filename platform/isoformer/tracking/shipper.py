@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Protocol
 
 from isoformer.config import without_password
+from isoformer.telemetry import count, show
 from isoformer.tracking.config import TrackingConfig
 from isoformer.tracking.journal import Event, Journal
 from isoformer.tracking.sink import CREDENTIALS, CredentialsError, RejectedError
@@ -85,7 +86,9 @@ class Shipper(threading.Thread):
     def run(self) -> None:
         self._attempt([], warm=True)
         while batch := self._next_batch():
-            if not self._attempt(batch) and not self._pause():
+            is_sent = self._attempt(batch)
+            show("isoformer_tracking_waiting", self.waiting)
+            if not is_sent and not self._pause():
                 return
 
     def _next_batch(self) -> list[Event]:
@@ -145,6 +148,7 @@ class Shipper(threading.Thread):
             self._failures_running = 0
             for event in batch:
                 self.journal.reject(event, reason)
+                count("isoformer_tracking_refused_total")
             self._forget(batch)
 
     def _failed(self, error: Exception) -> None:

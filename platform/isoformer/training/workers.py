@@ -8,6 +8,7 @@ workers at once and is raised in the driver as what it was.
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from isoformer import errors
 from isoformer.errors import ClusterError, IsoformerError
 from isoformer.storage import S3Storage
+from isoformer.training import counters
 from isoformer.training.config import TrainConfig
 from isoformer.training.data import PinnedDataset
 from isoformer.training.runs import RunFolder, RunSettings
@@ -43,7 +45,14 @@ def run_workers(
     from ray.util.queue import Queue
 
     queue = Queue(actor_options={"num_cpus": 0})
-    inbox = _Inbox(queue, on_metrics)
+    transcripts = len(data.rows("train"))
+
+    def told(message: dict[str, Any]) -> None:
+        counters.reported(folder.run, message, transcripts)
+        on_metrics(message["metrics"])
+
+    inbox = _Inbox(queue, told)
+    counters.began(folder.run, settings.train)
     storage_path, filesystem = _ray_storage(folder)
     trainer = TorchTrainer(
         train_worker,
@@ -70,6 +79,7 @@ def run_workers(
         ) from error
     finally:
         inbox.close()
+        counters.ended(folder.run)
         queue.shutdown(force=True)
         folder.delete("ray/")
     inbox.raise_error()
@@ -109,8 +119,9 @@ def fit_in_folder(
 
     def report(metrics: dict[str, float], write: Callable[[Path], None] | None) -> None:
         if write is not None:
+            began = time.perf_counter()
             folder.publish_checkpoint(write, int(metrics["epoch"]), int(metrics.get("step", -1)) + 1)
-            outbox({"metrics": metrics})
+            outbox({"metrics": metrics, "checkpoint_seconds": time.perf_counter() - began})
 
     with folder.newest_checkpoint() as newest:
         result = fit(config, data, report=report, resume_from=newest, rank=rank, world_size=world_size)
@@ -153,8 +164,8 @@ class _Outbox:
 class _Inbox:
     """The driver's thread that takes messages while `trainer.fit` blocks."""
 
-    def __init__(self, queue: Any, on_metrics: Callable[[dict[str, float]], None]) -> None:
-        self.queue, self.on_metrics = queue, on_metrics
+    def __init__(self, queue: Any, on_report: Callable[[dict[str, Any]], None]) -> None:
+        self.queue, self.on_report = queue, on_report
         self.error: dict[str, str] | None = None
         self.reader_error: BaseException | None = None
         self.thread = threading.Thread(target=self._read, daemon=True)
@@ -177,7 +188,7 @@ class _Inbox:
                 self.error = message
             elif self.reader_error is None:
                 try:
-                    self.on_metrics(message["metrics"])
+                    self.on_report(message)
                 except Exception as error:  # the caller's callback failed: raised in the caller's thread
                     self.reader_error = error
 
