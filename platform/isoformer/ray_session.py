@@ -5,6 +5,7 @@ The only module that starts Ray. Nothing here runs on import.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -15,11 +16,14 @@ from pydantic import Field
 
 from isoformer.config import FrozenConfig
 from isoformer.errors import ClusterError
+from isoformer.s3_settings import ENCRYPTION, KMS_KEY
 
 START_ATTEMPTS: Final = 3
 _LEAVES_LOOPBACK: Final = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 OFFLINE: Final = "HF_HUB_OFFLINE"
 """Set in every worker: weights come from the root, and a thousand actors never ask a hub."""
+_JOB: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Where Ray tells a submitted job what its runtime environment is."""
 
 
 class RayConfig(FrozenConfig):
@@ -122,8 +126,11 @@ def _init_arguments(config: RayConfig, address: str | None) -> dict[str, Any]:
 
 
 def _worker_environment() -> dict[str, str]:
-    """What is not set already: Ray refuses a variable that the submitted job's own environment sets too."""
-    return {} if OFFLINE in os.environ else {OFFLINE: "1"}
+    """What workers must know too. Ray refuses a variable that the submitted job's own environment sets."""
+    wanted = {OFFLINE: "1"} if OFFLINE not in os.environ else {}
+    wanted |= {name: os.environ[name] for name in (ENCRYPTION, KMS_KEY) if os.environ.get(name)}
+    job = json.loads(os.environ.get(_JOB, "{}")).get("runtime_env", {}).get("env_vars", {})
+    return {name: value for name, value in wanted.items() if name not in job}
 
 
 def _quiet_environment() -> None:

@@ -185,6 +185,10 @@ def _refusal(code: str, status: int, bucket: str, where: str) -> str:
         return f"{where} has no bucket {bucket!r}; create it, or correct the name"
     if code in ("NoSuchKey", "404") or status == 404:
         return f"there is no such object, or no bucket {bucket!r}, at {where}"
+    if code.startswith("KMS."):
+        return (
+            f"{where} cannot use the key that objects are encrypted with ({code}); check ISOFORMER_S3_KMS_KEY"
+        )
     if status in (401, 403) or code in ("ExpiredToken", "InvalidToken"):
         return (
             f"{where} refused the credentials ({code or status}); check AWS_ACCESS_KEY_ID and "

@@ -6,9 +6,9 @@ flushed and renamed; on S3 the object is put in one request that carries a check
 publishes only where nothing is there yet (a hard link locally, `If-None-Match: *` on S3): of several
 writers exactly one wins, and each is told truly whether it won, though an answer was lost on the way.
 
-Credentials come from where boto3 finds them (environment, profile, instance role), never from the URI; the
-endpoint from AWS_ENDPOINT_URL. A storage may be pickled to a worker: URI and endpoint travel, not
-credentials. Every failure is a StorageError that names the URI, what failed and how to mend it; its text
+Credentials come from where boto3 finds them (environment, profile, instance role), never from the URI;
+endpoint and encryption as `s3_settings` says. A storage may be pickled to a worker: these and the URI travel,
+not credentials. Every failure is a StorageError that names the URI, what failed and how to mend it; its text
 holds no secret.
 """
 
@@ -18,8 +18,9 @@ import contextlib
 import errno
 import io
 import os
+import re
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, TypeVar
@@ -27,6 +28,7 @@ from urllib.parse import unquote, urlsplit
 
 from isoformer.errors import StorageError
 from isoformer.s3_requests import RangeReader, body_chunks, retried, s3_client, status_of, whole_body
+from isoformer.s3_settings import require_encrypted, s3_encryption, s3_endpoint
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,6 +38,8 @@ _COPY_BYTES: Final = 8 << 20
 _S3_PUT_LIMIT_BYTES: Final = 5 << 30
 """S3 takes at most 5 GiB in one request, and one request is what makes a put atomic and checked."""
 _WRITE: Final = "isoformer-write"
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
 T = TypeVar("T")
 
@@ -88,25 +92,47 @@ class Storage(Protocol):
 
 
 def open_storage(uri: str | Path) -> Storage:
-    """The storage at `s3://bucket/prefix`, `file:///folder` or a path. Nothing is created or asked yet."""
+    """The storage at `s3://bucket/prefix`, `file:///folder` or a path. Nothing is created or asked yet.
+
+    StorageError for any other address, for one with credentials in it, and for one with `..` in a prefix.
+    """
     text = str(uri)
+    if _CONTROL.search(text) or not text:
+        raise StorageError(
+            f"{text!r} is no storage root; allowed: s3://bucket/prefix, file:///folder, a path"
+        )
     if text.startswith("s3://"):
-        parts = urlsplit(text)
-        if "@" in parts.netloc or parts.query or parts.fragment:
-            raise StorageError(
-                "an s3:// root holds a bucket and a prefix only; give credentials in the environment "
-                "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or in a profile, not in the address"
-            )
-        if not parts.netloc:
-            raise StorageError(f"{text}: names no bucket; allowed: s3://bucket/prefix")
-        return S3Storage(parts.netloc, parts.path.strip("/"), os.environ.get("AWS_ENDPOINT_URL"))
+        return _open_s3(text)
     if text.startswith("file://"):
-        return LocalStorage(Path(unquote(urlsplit(text).path)))
+        return LocalStorage(_file_path(text))
     if "://" in text:
         raise StorageError(
             f"{text}: unknown kind of storage; allowed: s3://bucket/prefix, file:///folder, a path"
         )
     return LocalStorage(Path(text))
+
+
+def _open_s3(text: str) -> S3Storage:
+    parts = urlsplit(text)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise StorageError(
+            "an s3:// root holds a bucket and a prefix only; give credentials in the environment "
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or in a profile, not in the address"
+        )
+    if not parts.netloc:
+        raise StorageError(f"{text}: names no bucket; allowed: s3://bucket/prefix")
+    prefix = parts.path.strip("/")
+    if not _BUCKET.fullmatch(parts.netloc) or {".", "..", ""} & set(prefix.split("/") if prefix else ()):
+        raise StorageError(f"{text}: is no bucket with a prefix; allowed: s3://bucket/prefix, without '..'")
+    return S3Storage(parts.netloc, prefix, s3_endpoint(), s3_encryption())
+
+
+def _file_path(text: str) -> Path:
+    parts = urlsplit(text)
+    path = unquote(parts.path)
+    if parts.netloc not in ("", "localhost") or parts.query or parts.fragment or _CONTROL.search(path):
+        raise StorageError(f"{text}: allowed: file:///folder, on this machine; write ? and # as %3F and %23")
+    return Path(path)
 
 
 class LocalStorage:
@@ -149,6 +175,7 @@ class LocalStorage:
             return pa.memory_map(str(self._path(key)), "r")
 
     def list(self, prefix: str = "") -> list[str]:
+        _checked_prefix(prefix)
         start = self.root / prefix.rpartition("/")[0]
         with self._explained(prefix, "cannot be listed"):
             found = [
@@ -194,8 +221,11 @@ class S3Storage:
     checked for length and checksum, so an attempt that broke off leaves nothing.
     """
 
-    def __init__(self, bucket: str, prefix: str, endpoint: str | None) -> None:
+    def __init__(
+        self, bucket: str, prefix: str, endpoint: str | None, encryption: Mapping[str, str] | None = None
+    ) -> None:
         self.bucket, self.prefix, self.endpoint = bucket, prefix, endpoint
+        self.encryption = dict(encryption or {})
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
         self._client: Any = None
 
@@ -246,6 +276,7 @@ class S3Storage:
         return pa.PythonFile(RangeReader(int(head["ContentLength"]), read_range), mode="r")
 
     def list(self, prefix: str = "") -> list[str]:
+        _checked_prefix(prefix)
         cut = len(self.prefix) + 1 if self.prefix else 0
         return sorted(item["Key"][cut:] for page in self._pages(prefix) for item in page.get("Contents", []))
 
@@ -285,14 +316,15 @@ class S3Storage:
         from botocore.exceptions import ClientError
 
         mine = uuid.uuid4().hex
-        condition: dict[str, Any] = {"IfNoneMatch": "*", "Metadata": {_WRITE: mine}} if if_absent else {}
+        options: dict[str, Any] = {"ChecksumAlgorithm": "CRC32", **self.encryption}
+        if if_absent:
+            options |= {"IfNoneMatch": "*", "Metadata": {_WRITE: mine}}
 
         def put() -> bool:
             body.seek(0)
             try:
-                self._s3().put_object(
-                    Bucket=self.bucket, Key=self._key(key), Body=body, ChecksumAlgorithm="CRC32", **condition
-                )
+                answer = self._s3().put_object(Bucket=self.bucket, Key=self._key(key), Body=body, **options)
+                require_encrypted(answer, self.encryption, f"{self.uri}/{key}")
             except ClientError as error:
                 if if_absent and status_of(error) == 412:
                     return self._written_by(key) == mine
@@ -349,9 +381,14 @@ class S3Storage:
 
 
 def _checked_key(key: str) -> str:
-    if not key or key.startswith("/") or ".." in key.split("/"):
+    if not key or key.startswith("/") or ".." in key.split("/") or _CONTROL.search(key):
         raise StorageError(f"{key!r} is no key; allowed: a path relative to the root, without '..'")
     return key
+
+
+def _checked_prefix(prefix: str) -> None:
+    if prefix:
+        _checked_key(prefix)
 
 
 def _publish(target: Path, fill: Callable[[BinaryIO], None], if_absent: bool) -> bool:

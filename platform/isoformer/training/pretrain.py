@@ -26,6 +26,7 @@ from isoformer.schema import Modality, Split
 from isoformer.storage import open_storage
 from isoformer.training.pretrain_batches import alphabet_of, known_stretches
 from isoformer.training.pretrain_corpus import Corpus, CorpusRequest, read_corpus, read_gene_list
+from isoformer.training.ray_storage import ray_storage
 
 if TYPE_CHECKING:
     from isoformer.training.pretrain_loop import MaskedLanguageModel
@@ -41,7 +42,7 @@ _DATA_TEXT: Final[dict[Modality, str]] = {
 class PretrainConfig(FrozenConfig):
     """One small encoder: ESM-2's architecture for proteins, Nucleotide Transformer v2's for DNA and RNA."""
 
-    name: str = "ntv2-tiny-rna"
+    name: str = Field(default="ntv2-tiny-rna", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     modality: Modality = "rna"
     width: int = Field(default=128, ge=8)
     layers: int = Field(default=4, ge=1)
@@ -87,6 +88,7 @@ def pretrain(config: PretrainConfig, root: str) -> PretrainResult:
     from ray.train.torch import TorchTrainer
 
     read_gene_list(config.exclude_genes)
+    storage_path, filesystem = ray_storage(open_storage(root), "pretraining")
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"config": config.model_dump(mode="json"), "root": root},
@@ -95,7 +97,8 @@ def pretrain(config: PretrainConfig, root: str) -> PretrainResult:
         ),
         run_config=RunConfig(
             name=config.name,
-            storage_path=_checkpoint_root(root),
+            storage_path=storage_path,
+            storage_filesystem=filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=FAILURES_FORGIVEN),
         ),
@@ -218,7 +221,3 @@ def export_encoder(
 def encoder_prefix(name: str) -> str:
     """Where a root keeps the encoders trained in it."""
     return f"encoders/{name}"
-
-
-def _checkpoint_root(root: str) -> str:
-    return f"{root}/pretraining" if "://" in root else str(Path(root).absolute() / "pretraining")
