@@ -106,6 +106,30 @@ def test_a_driver_that_is_killed_leaves_no_lock_in_the_server(postgres: str, tmp
             time.sleep(0.2)
 
 
+def test_a_driver_whose_lock_the_server_has_lost_writes_no_more(postgres: str, tmp_path: Path) -> None:
+    """The server restarts: connections come back by themselves, and the lock does not."""
+    import sqlalchemy as sa
+
+    config = SweepConfig(storage=postgres, study="restarted")
+    quiet = TrackingConfig(enabled=False, folder=str(tmp_path))
+    storage = open_storage(str(tmp_path / "root"))
+    with study_place(storage, str(tmp_path / "root"), config, quiet, resume=False) as held:
+        study = open_study(held.url, "restarted", config, made_from=MADE_FROM, require_held=held.require_held)
+        trial = begun(study, 0.25)
+        others = "FROM pg_stat_activity WHERE usename = 'ann' AND pid <> pg_backend_pid()"
+        with sa.create_engine(held.url, isolation_level="AUTOCOMMIT").connect() as connection:
+            connection.execute(sa.text(f"SELECT pg_terminate_backend(pid) {others}"))
+            while connection.execute(sa.text(f"SELECT count(*) {others}")).scalar():
+                time.sleep(0.05)
+        for _ in range(2):
+            with pytest.raises(StorageError, match=r"database has failed .*--resume") as raised:
+                study.report(trial, 0, 0.1)
+            assert PASSWORD not in str(raised.value)
+    with study_place(storage, str(tmp_path / "root"), config, quiet, resume=True) as held:
+        again = open_study(held.url, "restarted", config, made_from=MADE_FROM)
+        assert [dict(trial.intermediate_values) for trial in again.trials] == [{}]
+
+
 def test_the_public_dashboard_shows_a_study_while_it_is_written(tmp_path: Path) -> None:
     database = tmp_path / "study.db"
     study = open_study(f"sqlite:///{database}", "sweep", SweepConfig(), made_from=MADE_FROM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from isoformer.errors import ConfigError
 from isoformer.model import ModelConfig
 from isoformer.sweep.data import SharedData, load_shared
-from isoformer.sweep.trial import search
+from isoformer.sweep.trial import TrialPlace, search
 from isoformer.training.config import TrainConfig
 from isoformer.training.data import PinnedDataset
 
@@ -44,6 +45,15 @@ def test_a_trial_sends_one_result_an_epoch_and_a_last_one(shared: SharedData) ->
 def test_an_error_is_a_result(shared: SharedData) -> None:
     (only,) = trained(shared, keys={"rna": "unknown"})
     assert only["finished"] and "unknown" in only["error"] and RNA_POOLED in only["error"]
+
+
+def test_a_storage_that_fails_is_not_the_trials_error(shared: SharedData, tmp_path: Path) -> None:
+    (tmp_path / "studies").write_text("in the way")
+    sent: list[dict[str, Any]] = []
+    config = TrainConfig(keys={"rna": RNA_POOLED}, model=ModelConfig(modalities=("rna",)), epochs=2)
+    place = TrialPlace(str(tmp_path), "study", checkpoint_seconds=0.0)
+    search(config.model_dump(), shared, metric="val_r2", send=sent.append, place=place)
+    assert sent[-1]["finished"] and "not a folder" in sent[-1]["storage_error"] and not sent[-1]["error"]
 
 
 def test_datasets_share_arrays_and_name_their_encoders(shared: SharedData) -> None:

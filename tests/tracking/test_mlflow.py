@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from isoformer.tracking import Tracker, TrackingConfig, probe
+from isoformer.tracking.journal import Journal
 from tracking.made_runs import client_of, runs_of
 
 
@@ -91,3 +92,20 @@ def test_work_that_is_resumed_after_a_kill_repeats_no_metric(store: TrackingConf
     assert sorted((metric.step, metric.value) for metric in history) == [
         (0, 0.0), (1, 0.1), (2, 0.2), (2, 0.25), (3, 0.3), (4, 0.4), (5, 0.5), (6, 0.6), (7, 0.7),
     ]  # fmt: skip
+
+
+def test_a_metric_that_waits_in_a_journal_and_comes_again_is_logged_once(store: TrackingConfig) -> None:
+    """A killed tracker's events were never sent; its work, resumed, repeats some of them."""
+    left = Journal.create(store.journal_folder)
+    start = {"name": "left", "parent": None, "tags": {}, "params": {}, "new": True}
+    left.write({"op": "start", "run": "left", "time": 1, **start})
+    for step in range(3):
+        values = {"loss": step / 10}
+        left.write({"op": "metrics", "run": "left", "time": step, "step": step, "values": values})
+    left.close()
+    with Tracker(store) as tracker:
+        run = tracker.start_run("left", key="left")
+        for step in range(1, 5):
+            tracker.log_metrics(run, {"loss": step / 10}, step=step)
+    history = client_of(store).get_metric_history(runs_of(store)["left"].info.run_id, "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(s, s / 10) for s in range(5)]

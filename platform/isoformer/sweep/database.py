@@ -12,7 +12,7 @@ import re
 import sqlite3
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -52,24 +52,53 @@ def open_storage_at(url: str) -> optuna.storages.RDBStorage:
 
 
 @contextmanager
-def only_driver(storage: optuna.storages.RDBStorage, url: str, study: str) -> Iterator[None]:
+def answering(url: str) -> Iterator[None]:
+    """Any error of the database within the block as a StorageError that says how to go on."""
+    import optuna
+    import sqlalchemy.exc
+
+    try:
+        yield
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+        reason = _without_that_of(_first_line(cause if isinstance(cause, Exception) else error), url)
+        raise StorageError(
+            f"{without_password(url)}: the study's database has failed ({reason}); "
+            "nothing that it holds is lost: when it answers again, go on with --resume"
+        ) from None
+
+
+@contextmanager
+def only_driver(storage: optuna.storages.RDBStorage, url: str, study: str) -> Iterator[Callable[[], None]]:
     """Keep other drivers off the study for the length of a block. StorageError where one works on it.
 
-    A file's lock is the folder's; see `held_folder`.
+    A server's lock goes with its connection, also where the server was gone for a moment: what the block is
+    given raises StorageError from then on, and must be asked before every write. A file's lock is the
+    folder's; see `held_folder`.
     """
     import sqlalchemy as sa
 
     question = LOCKS.get(storage.engine.dialect.name)
     if question is None:
-        yield
+        yield lambda: None
         return
     with storage.engine.connect() as connection:
         key: int | str = zlib.crc32(f"isoformer {study}".encode())
         if not connection.execute(sa.text(question), {"key": key}).scalar():
             raise StorageError(f"{without_password(url)}: another process works on study {study!r}")
         connection.commit()
-        yield
-        connection.invalidate()  # the lock goes with the connection
+
+        def require_held() -> None:
+            with answering(url):
+                if connection.invalidated:  # it would come back, without the lock
+                    raise sa.exc.InvalidRequestError("the connection that held the study was lost")
+                connection.execute(sa.text("SELECT 1"))
+                connection.commit()
+
+        try:
+            yield require_held
+        finally:
+            connection.invalidate()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from isoformer.errors import StorageError
 from isoformer.storage import Storage
 from isoformer.sweep.config import SweepConfig
 from isoformer.sweep.database import (
+    answering,
     file_of,
     held_folder,
     is_file,
@@ -37,11 +38,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StudyPlace:
-    """A study's local folder, the URL of its database, and the copies kept under a bucket root."""
+    """A study's local folder, the URL of its database, and the copies kept under a bucket root.
+
+    `require_held` raises StorageError where the study is not this driver's any more.
+    """
 
     folder: Path
     url: str
     copies: Copies | None
+    require_held: Callable[[], None]
 
     @property
     def shown_url(self) -> str:
@@ -69,16 +74,17 @@ def study_place(
         if is_file(url):
             _require_database(storage, config.study, file_of(url), is_copied=is_copied, resume=resume)
         database = open_storage_at(url)
-        names = [study.study_name for study in database.get_all_studies()]
+        with answering(url):
+            names = [study.study_name for study in database.get_all_studies()]
         if config.study in names and not resume:
             raise _exists(f"study {config.study!r} at {without_password(url)}")
-        with only_driver(database, url, config.study):
+        with only_driver(database, url, config.study) as require_held:
             if not is_copied:
-                yield StudyPlace(folder, url, None)
+                yield StudyPlace(folder, url, None, require_held)
                 return
             copies = Copies(storage, f"studies/{config.study}/study.db", file_of(url))
             try:
-                yield StudyPlace(folder, url, copies)
+                yield StudyPlace(folder, url, copies, require_held)
             finally:
                 copies.close()
 

@@ -74,7 +74,13 @@ def sweep(
         control.begin({"host": socket.gethostname(), "pid": os.getpid(), "database": place.shown_url})
         missing = supply.missing() if supply is not None else []
         shared = data or load_shared(root, _there(searched.config, missing), base.model.encoders)
-        study = open_study(place.url, config.study, searched.config, made_from=made_from(searched, shared))
+        study = open_study(
+            place.url,
+            config.study,
+            searched.config,
+            made_from=made_from(searched, shared),
+            require_held=place.require_held,
+        )
         run = _parent_run(study, searched, shared, tracker, root)
         drawing = _drawing(study, searched, storage, tracking, concurrent)
         opening = _opening(study, searched.config, missing)
@@ -266,7 +272,7 @@ def _status(searcher: StudySearcher) -> Status:
 def _write(result: SweepResult, storage: Storage) -> None:
     prefix = f"studies/{result.study}"
     if result.status == "finished":
-        for key in storage.list(f"{prefix}/models/"):
+        for key in [*storage.list(f"{prefix}/models/"), *storage.list(f"{prefix}/checkpoints/")]:
             storage.delete(key)
     storage.write_bytes(f"{prefix}/trials.json", json.dumps(result.to_json(), indent=1).encode())
     if result.best is not None:

@@ -10,7 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ray.tune.schedulers import FIFOScheduler
@@ -21,7 +21,7 @@ from isoformer.sweep.control import Control
 from isoformer.sweep.sampling import Drawing, Drawn
 from isoformer.sweep.space import SearchSpace, is_score
 from isoformer.sweep.stopping import Peer, StoppingRule
-from isoformer.sweep.study import Study, TrialRow, row_of
+from isoformer.sweep.study import Study, TrialRow, TrialState, row_of
 from isoformer.sweep.supply import Opening
 from isoformer.sweep.trial import TrialPlace
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[TrialRow], None]
 End = Literal["pruned", "pause", "cancel"]
+Ended = Callable[[TrialRow, End | None], None]
 CANCELLED: Final = "cancelled by request"
 REDRAWS: Final = 20
 
@@ -222,29 +223,32 @@ class StudySearcher(Searcher):
             self.study.end(trial, "failed")
 
     def close(
-        self, trial_id: str, result: Mapping[str, Any] | None, *, died: bool
+        self, trial_id: str, result: Mapping[str, Any] | None, *, died: bool, track: Ended | None = None
     ) -> tuple[TrialRow, End | None]:
         """End the trial in the study: complete where `fit` came to its end, pruned where the rule stopped it;
         one that is paused stays open.
+
+        `track` is told before the study is: a driver that is killed in between ends the trial once more.
         """
         live = self.live.pop(trial_id)
         trial, result = live.trial, result or {}
         self._device_seconds.pop(trial.number, None)
+        track = track or _untold
         if live.end == "pause":
+            track(row_of(trial), live.end)
             return row_of(trial), live.end
         problem = CANCELLED if live.end == "cancel" else _problem(result, died)
         if result:
             device_seconds = self._of_devices(result)
             self.study.describe(trial, seconds=result.get("seconds"), device_seconds=device_seconds)
+        state: TrialState = "failed" if problem else "pruned" if live.end == "pruned" else "complete"
         if problem:
             self.study.describe(trial, error=problem)
-            self.study.end(trial, "failed")
-        elif live.end == "pruned":
-            self.study.end(trial, "pruned")
-        else:
+        elif state == "complete":
             described = {name: result[name] for name in ("training_seconds", "parameters", "tissues")}
             self.study.describe(trial, **described)
-            self.study.end(trial, "complete", self._values(result))
+        track(replace(row_of(trial), state=state), live.end)
+        self.study.end(trial, state, self._values(result) if state == "complete" else None)
         self.study.set_attribute("seconds", self.seconds)
         return row_of(trial), live.end
 
@@ -298,6 +302,10 @@ class StudyScheduler(FIFOScheduler):
     def __getstate__(self) -> dict[str, Any]:
         """Nothing, as with the searcher."""
         return {}
+
+
+def _untold(_row: TrialRow, _end: End | None) -> None:
+    pass
 
 
 def _problem(result: Mapping[str, Any], died: bool) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from isoformer.config import without_password
 from isoformer.errors import FingerprintError
-from isoformer.sweep.database import open_storage_at
+from isoformer.sweep.database import answering, open_storage_at
 
 if TYPE_CHECKING:
     import optuna
@@ -71,14 +72,22 @@ class TrialRow:
 
 
 class Study:
-    """The study of one driver: what it knows in memory is what the database says; no other writes to it."""
+    """The study of one driver: what it knows in memory is what the database says; no other writes to it.
+
+    `require_held` is asked before every write; see `only_driver`.
+    """
 
     def __init__(
-        self, storage: optuna.storages.RDBStorage, name: str, directions: Sequence[Direction]
+        self,
+        storage: optuna.storages.RDBStorage,
+        name: str,
+        directions: Sequence[Direction],
+        require_held: Callable[[], None] = lambda: None,
     ) -> None:
         import optuna
 
         self.storage, self.name, self.directions = storage, name, tuple(directions)
+        self._require_held = require_held
         optuna.create_study(
             storage=storage, study_name=name, directions=list(directions), load_if_exists=True
         )
@@ -88,8 +97,9 @@ class Study:
 
     def set_attribute(self, name: str, value: object) -> None:
         """Of the whole study."""
+        with self._written():
+            self.storage.set_study_user_attr(self._id, name, value)
         self.attributes[name] = value
-        self.storage.set_study_user_attr(self._id, name, value)
 
     def begin(
         self,
@@ -114,21 +124,24 @@ class Study:
             system_attrs=dict(sampler_state or {}),
         )
         trial.number = len(self.trials)
-        trial._trial_id = self.storage.create_new_trial(self._id, trial)
+        with self._written():
+            trial._trial_id = self.storage.create_new_trial(self._id, trial)
         self.trials.append(trial)
         return trial
 
     def report(self, trial: FrozenTrial, epoch: int, score: float) -> None:
         """An epoch's score; one that the study has already changes nothing."""
         if trial.intermediate_values.get(epoch) != score:
+            with self._written():
+                self.storage.set_trial_intermediate_value(trial._trial_id, epoch, score)
             trial.intermediate_values[epoch] = score
-            self.storage.set_trial_intermediate_value(trial._trial_id, epoch, score)
 
     def describe(self, trial: FrozenTrial, **attributes: object) -> None:
         """Set what a trial's row shows beside its values."""
         for name, value in attributes.items():
+            with self._written():
+                self.storage.set_trial_user_attr(trial._trial_id, name, value)
             trial.user_attrs[name] = value
-            self.storage.set_trial_user_attr(trial._trial_id, name, value)
 
     def end(self, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None = None) -> None:
         """Close a trial for good."""
@@ -136,9 +149,16 @@ class Study:
 
         found = next(one for one in optuna.trial.TrialState if STATES[one.name] == state)
         kept = list(values) if values is not None else None
-        self.storage.set_trial_state_values(trial._trial_id, found, kept)
+        with self._written():
+            self.storage.set_trial_state_values(trial._trial_id, found, kept)
+            trial.datetime_complete = self.storage.get_trial(trial._trial_id).datetime_complete
         trial.state, trial.values = found, kept
-        trial.datetime_complete = self.storage.get_trial(trial._trial_id).datetime_complete
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        self._require_held()
+        with answering(str(self.storage.engine.url)):
+            yield
 
     def rows(self) -> list[TrialRow]:
         """Every trial, in order."""
@@ -174,9 +194,17 @@ class Study:
             )
 
 
-def open_study(url: str, name: str, config: SweepConfig, *, made_from: Mapping[str, str]) -> Study:
+def open_study(
+    url: str,
+    name: str,
+    config: SweepConfig,
+    *,
+    made_from: Mapping[str, str],
+    require_held: Callable[[], None] = lambda: None,
+) -> Study:
     """Open or create the study. An existing one must have the same `made_from` (space, data, objectives)."""
-    study = Study(open_storage_at(url), name, config.directions)
+    with answering(url):
+        study = Study(open_storage_at(url), name, config.directions, require_held)
     study.require_made_from(made_from, without_password(url))
     return study
 

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.callback import Callback
 
 from isoformer.config import to_yaml
+from isoformer.errors import StorageError
 from isoformer.sweep import counters
 from isoformer.sweep.data import SharedData
-from isoformer.sweep.search import Progress, StudySearcher
+from isoformer.sweep.search import End, Progress, StudySearcher
 from isoformer.sweep.space import is_score
+from isoformer.sweep.study import TrialRow
 from isoformer.sweep.trial import REPORTED
 from isoformer.tracking import Tracker, dataset_tags
 from isoformer.tracking.tracker import RunStatus
@@ -87,15 +89,22 @@ class TrackTrials(Callback):
         return dataset_tags(data.fingerprint, keys, data.label_provenance)
 
     def _close(self, trial: Any, *, died: bool) -> None:
-        if died:
+        result = trial.last_result if trial.last_result and "score" in trial.last_result else None
+        storage_error = (result or {}).get("storage_error")
+        if died or storage_error:
             counters.died(self.searcher)
             if self.searcher.take_back(trial.trial_id):
                 return
-        result = trial.last_result if trial.last_result and "score" in trial.last_result else None
-        row, end = self.searcher.close(trial.trial_id, result, died=died)
+        if storage_error:  # the trial stays open, for when the storage is back
+            raise StorageError(storage_error)
+        row, end = self.searcher.close(trial.trial_id, result, died=died, track=self._track_end)
         counters.running(self.searcher)
         if end != "pause":
             counters.ended(self.searcher, row)
+            if self.ended is not None:
+                self.ended(row)
+
+    def _track_end(self, row: TrialRow, end: End | None) -> None:
         state = "paused" if end == "pause" else row.state
         tags = {"trial.state": state, **({"trial.error": row.error} if row.error else {})}
         if row.tissues:
@@ -104,5 +113,3 @@ class TrackTrials(Callback):
         self.tracker.set_tags(row.run, tags)
         status: RunStatus = "FAILED" if row.state == "failed" else "FINISHED"
         self.tracker.end_run(row.run, status="KILLED" if end in ("pause", "cancel") else status)
-        if self.ended is not None and end != "pause":
-            self.ended(row)

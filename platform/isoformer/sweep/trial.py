@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from isoformer.config import build
+from isoformer.errors import InputError, StorageError
 from isoformer.storage import Storage, open_storage
 from isoformer.sweep.data import SharedData
 from isoformer.sweep.population import MUTABLE
@@ -87,7 +88,8 @@ def search(
 ) -> None:
     """Fit, and send one result an epoch and a last one with `finished`; an error is a result, too.
 
-    `score` is the validation score of the epoch that the fit would keep now: what its model would have.
+    A storage that fails is told as `storage_error`, and ends no trial. `score` is the validation score of the
+    epoch that the fit would keep now: what its model would have.
     Without a `place` no checkpoints are kept. A trial with a `parent` goes on from the model that one ended
     with.
     """
@@ -103,6 +105,9 @@ def search(
         model, best, parameters = fitted(settings, data, reporter, place, number)
         training_seconds = reporter.seconds - reporter.reporting_seconds
         tissues = _tissue_scores(model, data)
+    except StorageError as error:  # no fault of the trial's: it goes on from its checkpoint
+        send({**reporter.last, "finished": True, "storage_error": str(error)[:500]})
+        return
     except Exception as error:  # a failing trial is reported with its error and does not end the sweep
         send({**reporter.last, "finished": True, "error": f"{type(error).__name__}: {error}"[:500]})
         return
@@ -282,6 +287,16 @@ class _Keeper:
             return None
         with tempfile.TemporaryDirectory(prefix="isoformer-trial-") as work:
             packed = self._storage.download(key, Path(work, "checkpoint.tar"))
-            with tarfile.open(packed) as archive:
-                archive.extractall(folder, filter="data")
+            unpack_checkpoint(packed, folder, f"{self._storage.uri}/{key}")
         return {**json.loads((folder / REPORT_FILE).read_text(encoding="utf-8")), "is_own": is_own}
+
+
+def unpack_checkpoint(packed: Path, folder: Path, uri: str) -> None:
+    """Plain files, all of them inside `folder`. InputError for an archive of anything else."""
+    try:
+        with tarfile.open(packed) as archive:
+            archive.extractall(folder, filter="data")
+    except (tarfile.TarError, EOFError) as error:
+        raise InputError(f"not a trial's checkpoint ({error})", file=uri) from None
+    if not (folder / REPORT_FILE).is_file():
+        raise InputError(f"not a trial's checkpoint: it has no {REPORT_FILE}", file=uri)

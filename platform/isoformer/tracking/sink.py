@@ -13,7 +13,7 @@ import posixpath
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,19 +45,19 @@ class CredentialsError(Exception):
 
 @dataclass
 class OpenRun:
-    """A run as MLflow knows it. `before`: values by metric, each with its step, of a run that was opened
-    again; asked for when it is needed, null for a run that was made here.
+    """A run as MLflow knows it. `held`: its values by metric, each with its step; of a run that was opened
+    again they are asked for when they are needed, and one that `is_made` here had none.
     """
 
     id: str
     artifact_uri: str
     running: bool
-    before: dict[str, set[tuple[int, float]]] | None = None
+    is_made: bool = False
+    held: dict[str, set[tuple[int, float]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, run: Run, *, is_made: bool = False) -> OpenRun:
-        is_running = run.info.status == "RUNNING"
-        return cls(run.info.run_id, run.info.artifact_uri, is_running, None if is_made else {})
+        return cls(run.info.run_id, run.info.artifact_uri, run.info.status == "RUNNING", is_made)
 
 
 class MlflowSink:
@@ -195,27 +195,28 @@ class MlflowSink:
         """Parameters, tags and metrics in one request (the client splits what is too much for one)."""
         from mlflow.entities import Metric, Param, RunTag
 
-        metrics = [
-            Metric(key, value, event["time"], event["step"])
-            for event in part.metrics
+        values = {
+            (key, event["step"], value): event["time"]
+            for event in reversed(part.metrics)  # of one that comes twice, the earlier
             for key, value in event["values"].items()
-            if not self._has(run, key, event["step"], value)
-        ]
+            if (event["step"], value) not in self._held(run, key)
+        }
+        metrics = [Metric(key, value, time, step) for (key, step, value), time in reversed(values.items())]
         params = [Param(key, value) for key, value in part.params.items()]
         tags = [RunTag(key, value) for key, value in part.tags.items()]
         if metrics or params or tags:
             self._mlflow.log_batch(run.id, metrics=metrics, params=params, tags=tags)
+        for key, step, value in values:
+            run.held[key].add((step, value))
 
-    def _has(self, run: OpenRun, key: str, step: int, value: float) -> bool:
-        """Whether the run had this value before it was opened again: work that is resumed after a kill
-        repeats the steps since its checkpoint.
+    def _held(self, run: OpenRun, key: str) -> set[tuple[int, float]]:
+        """The values that the run has: work that is resumed after a kill repeats steps, which may have been
+        sent before, or wait in a journal that was taken over and goes off with them.
         """
-        if run.before is None:
-            return False
-        if key not in run.before:
-            history = self._mlflow.get_metric_history(run.id, key)
-            run.before[key] = {(metric.step, metric.value) for metric in history}
-        return (step, value) in run.before[key]
+        if key not in run.held:
+            history = [] if run.is_made else self._mlflow.get_metric_history(run.id, key)
+            run.held[key] = {(metric.step, metric.value) for metric in history}
+        return run.held[key]
 
 
 def _dataset_input(event: Event) -> DatasetInput:

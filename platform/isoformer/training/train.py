@@ -9,7 +9,7 @@ started again and goes on from the newest checkpoint; so does a driver that is s
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -73,13 +73,17 @@ def train(
     settings = run_settings(config, data, run)
     folder = RunFolder(open_storage(root), settings.run)
     folder.claim(settings, resume=resume)
-    if folder.is_finished:
-        return _finished(folder, reused=True)
+    reused = folder.is_finished
+    passed = _Passed(tracker, progress)
     if tracker is not None:
         tracker.set_tags(_tags(settings, folder))
-    run_workers(settings, folder, data, lambda metrics: _pass_on(metrics, tracker, progress))
-    result = _finished(folder, reused=False)
+    if reused:
+        folder.tidy()
+    else:
+        run_workers(settings, folder, data, passed)
+    result = _finished(folder, reused=reused)
     if tracker is not None:
+        passed.what_is_missing(result.history)
         with tempfile.TemporaryDirectory(prefix="isoformer-artifacts-") as local:
             for name in ("config.yaml", "metrics.jsonl", "run.json"):
                 tracker.log_artifact(str(folder.storage.download(folder.prefix + name, Path(local, name))))
@@ -100,12 +104,32 @@ def _finished(folder: RunFolder, *, reused: bool) -> TrainResult:
     )
 
 
-def _pass_on(metrics: dict[str, float], tracker: RunTracker | None, progress: Progress | None) -> None:
-    if tracker is not None and "step" not in metrics:
-        finite = {name: value for name, value in metrics.items() if name != "epoch" and value == value}
-        tracker.log_metrics(finite, int(metrics["epoch"]))
-    if progress is not None:
-        progress(metrics)
+class _Passed:
+    """Hands epochs on as they come, and at the end those that a kill has cost: a worker or a driver may die
+    after an epoch's checkpoint and before anybody is told. The tracker drops what it has.
+    """
+
+    def __init__(self, tracker: RunTracker | None, progress: Progress | None) -> None:
+        self._tracker, self._progress = tracker, progress
+        self._epochs: set[int] = set()
+
+    def __call__(self, metrics: dict[str, float]) -> None:
+        if "step" not in metrics:
+            self._track(metrics)
+        if self._progress is not None:
+            self._progress(metrics)
+
+    def what_is_missing(self, history: Sequence[dict[str, float]]) -> None:
+        for metrics in history:
+            if int(metrics["epoch"]) not in self._epochs:
+                self._track(metrics)
+
+    def _track(self, metrics: dict[str, float]) -> None:
+        epoch = int(metrics["epoch"])
+        self._epochs.add(epoch)
+        if self._tracker is not None:
+            finite = {name: value for name, value in metrics.items() if name != "epoch" and value == value}
+            self._tracker.log_metrics(finite, epoch)
 
 
 def _tags(settings: RunSettings, folder: RunFolder) -> dict[str, str]:
