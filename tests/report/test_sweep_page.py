@@ -207,7 +207,7 @@ def test_a_study_that_is_not_there_is_an_error_of_ours(study_root: Path) -> None
 def test_of_a_bucket_the_page_is_put_there_and_copied_here(
     study_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("isoformer.report.sweep_page.local_path", lambda root: None)
+    monkeypatch.setattr("isoformer.report.page.local_path", lambda root: None)
     monkeypatch.chdir(tmp_path)
     key = study_root / "studies" / "made" / "report.html"
     key.unlink(missing_ok=True)

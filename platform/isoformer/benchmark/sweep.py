@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean, median
 from typing import Final
 
@@ -188,7 +187,7 @@ def _prepared(root: str, epochs: int) -> TrainConfig:
     from isoformer import stages
     from isoformer.demo import demo_settings
 
-    made = demo_settings(Path(root)).model_dump(mode="json")
+    made = demo_settings(root).model_dump(mode="json")
     encoders = made["embed"]["encoders"]
     kept = [e for e in encoders if e["resolution"] == RESOLUTION and e["random_seed"] is None]
     settings = build(Settings, {**made, "embed": {**made["embed"], "encoders": kept}})

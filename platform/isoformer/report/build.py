@@ -13,9 +13,8 @@ from isoformer.config import to_yaml
 from isoformer.isoform_metrics import Measure
 from isoformer.report import figures
 from isoformer.report.collect import Found, collect, finite, sweep_page_key
-from isoformer.report.page import number, rendered, seconds
+from isoformer.report.page import number, put_page, rendered, seconds
 from isoformer.scores import Score
-from isoformer.storage import open_storage
 from isoformer.sweep.study import open_study_line
 from isoformer.tracking import TrackingConfig, local_path, open_line
 
@@ -36,17 +35,17 @@ def build_report(
     study: str | None = None,
     tracking: TrackingConfig | None = None,
 ) -> Path:
-    """Write the page and return where it is. `out` null: `<root>/reports/<run>.html`, or here for a bucket.
+    """Write the page and return where it is. `out` null: `<root>/reports/<run>.html`, for a bucket with a
+    copy here.
 
     Parts that are not there are stated as missing. StorageError where the root or the file cannot be reached.
     """
     found = collect(root, run=run, study=study)
-    folder = local_path(root)
     name = f"{found.run or 'report'}.html"
-    path = out or (folder / "reports" / name if folder else Path(name))
-    page = render(found, (tracking or TrackingConfig()).for_root(root), path)
-    open_storage(path.resolve().parent).write_bytes(path.name, page.encode())
-    return path
+    folder = local_path(root)
+    place = out or (folder / "reports" / name if folder else Path(name))
+    page = render(found, (tracking or TrackingConfig()).for_root(root), place)
+    return put_page(page, root, f"reports/{name}", out, copy=name)
 
 
 def render(found: Found, tracking: TrackingConfig, path: Path) -> str:

@@ -111,12 +111,12 @@ def _embeddings(found: Found, storage: Storage) -> list[dict[str, Any]]:
 def _intervals(folder: RunFolder) -> dict[str, dict[str, Interval]]:
     """Gene-level bootstrap intervals of each tissue's scores, from the stored predictions."""
     import numpy as np
-    import pyarrow.parquet as pq
 
     from isoformer.metrics import gene_bootstrap
+    from isoformer.parquet_file import open_parquet
 
     with folder.storage.open_input(folder.prefix + "predictions.parquet") as file:
-        table = pq.read_table(file)
+        table = open_parquet(file).read()
     names = json.loads(table.schema.metadata[b"target_names"])
     matrix = {
         name: table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, len(names))

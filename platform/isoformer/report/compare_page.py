@@ -8,10 +8,9 @@ from pathlib import Path
 from isoformer.report import compare_figures
 from isoformer.report.comparison import Comparison
 from isoformer.report.heat_map import heat_map
-from isoformer.report.page import rendered
+from isoformer.report.page import put_page, rendered
 from isoformer.scores import Score
-from isoformer.storage import open_storage
-from isoformer.tracking import TrackingConfig, local_path, open_line, run_key, run_links
+from isoformer.tracking import TrackingConfig, open_line, run_key, run_links
 
 FILE_LETTERS = 80
 SECTIONS = (
@@ -23,15 +22,12 @@ SECTIONS = (
 def build_compare_report(
     root: str, compared: Comparison, out: Path | None = None, *, tracking: TrackingConfig | None = None
 ) -> Path:
-    """Write the page and return where it is. `out` null: `<root>/reports/compare-<run>-<run>….html`, or here
-    for a bucket. StorageError where it cannot be written.
+    """Write the page and return where it is. `out` null: `<root>/reports/compare-<run>-<run>….html`, for a
+    bucket with a copy here. StorageError where it cannot be written.
     """
-    folder = local_path(root)
     name = file_name([run.name for run in compared.runs])
-    path = out or (folder / "reports" / name if folder else Path(name))
     page = render(compared, root, (tracking or TrackingConfig()).for_root(root))
-    open_storage(path.resolve().parent).write_bytes(path.name, page.encode())
-    return path
+    return put_page(page, root, f"reports/{name}", out, copy=name)
 
 
 def file_name(runs: list[str]) -> str:

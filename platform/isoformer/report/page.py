@@ -14,6 +14,8 @@ from typing import Any
 
 from isoformer import __version__
 from isoformer.report.collect import finite
+from isoformer.storage import open_storage
+from isoformer.tracking import local_path
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -63,3 +65,16 @@ def seconds(value: float | None) -> str:
     if value >= 7200:
         return f"{value / 3600:.1f} h"
     return f"{value / 60:.1f} min" if value >= 120 else f"{value:.1f} s"
+
+
+def put_page(page: str, root: str, key: str, out: Path | None, *, copy: str) -> Path:
+    """Write a page and return where it is. `out` null: `key` under the root, for a bucket with a copy here of
+    that name. StorageError where it cannot be written.
+    """
+    if out is None:
+        open_storage(root).write_bytes(key, page.encode())
+        if (folder := local_path(root)) is not None:
+            return folder / key
+        out = Path(copy)
+    open_storage(out.resolve().parent).write_bytes(out.name, page.encode())
+    return out

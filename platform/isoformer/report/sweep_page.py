@@ -15,7 +15,7 @@ from isoformer.report import parameter_figures, sweep_figures
 from isoformer.report.collect import finite, sweep_page_key
 from isoformer.report.figures import importance_bars, metric_title
 from isoformer.report.heat_map import HeatMap, heat_map
-from isoformer.report.page import number, rendered, seconds
+from isoformer.report.page import number, put_page, rendered, seconds
 from isoformer.report.study import Parameter, Study, Trial, read_study
 from isoformer.report.study_facts import both, pareto_front, shown_choice, variants
 from isoformer.report.sweep_figures import TOP, words
@@ -42,17 +42,9 @@ def build_sweep_report(
 
     StorageError where there is no such study, or it cannot be read, or the page cannot be written.
     """
-    storage = open_storage(root)
-    found = read_study(storage, study)
-    page = render(found, root, (tracking or TrackingConfig()).for_root(root)).encode()
-    folder = local_path(root)
-    if out is None:
-        storage.write_bytes(sweep_page_key(study), page)
-        if folder is not None:
-            return folder / sweep_page_key(study)
-        out = Path(f"sweep-{study}.html")
-    open_storage(out.resolve().parent).write_bytes(out.name, page)
-    return out
+    found = read_study(open_storage(root), study)
+    page = render(found, root, (tracking or TrackingConfig()).for_root(root))
+    return put_page(page, root, sweep_page_key(study), out, copy=f"sweep-{study}.html")
 
 
 def render(study: Study, root: str, tracking: TrackingConfig) -> str:
