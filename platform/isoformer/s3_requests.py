@@ -13,6 +13,8 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -25,6 +27,8 @@ READ_TIMEOUT_SECONDS: Final = 60
 """How long a socket may stay silent; a transfer that goes on, however slowly, is left alone."""
 BACKOFF_SECONDS: Final = 0.25
 BACKOFF_LIMIT_SECONDS: Final = 20.0
+SKEW_SECONDS: Final = 900
+"""S3 refuses a request that is signed with a time further off than this."""
 _PASSING_STATUS: Final = frozenset({408, 409, 429, 500, 502, 503, 504})
 _PASSING_CODES: Final = frozenset({
     "BadDigest", "IncompleteBody", "RequestTimeout", "SlowDown", "Throttling", "ThrottlingException",
@@ -174,10 +178,25 @@ def _reason(error: Exception, bucket: str, endpoint: str | None) -> str:
     if isinstance(error, BrokenBodyError | ResponseParserError):
         return f"{where} sent an answer that broke off or is damaged; check the network and the server"
     if isinstance(error, s3.ClientError):
-        return _refusal(_code(error), status_of(error), bucket, where)
+        off = _clock_is_off(error)
+        return off or _refusal(_code(error), status_of(error), bucket, where)
     if isinstance(error, ValueError):
         return f"the settings for {where} are not valid; check AWS_ENDPOINT_URL and AWS_REGION"
     return f"{type(error).__name__} from {where}"
+
+
+def _clock_is_off(error: Any) -> str | None:
+    """What to say where a request was refused because of the time that it was signed with. An answer without
+    a body (to HEAD) has only its date to tell that by.
+    """
+    if status_of(error) != 403:
+        return None
+    date = error.response["ResponseMetadata"].get("HTTPHeaders", {}).get("date")
+    ahead = time.time() - parsedate_to_datetime(date).timestamp() if date else 0.0
+    if _code(error) != "RequestTimeTooSkewed" and abs(ahead) < SKEW_SECONDS:
+        return None
+    by = f" by {timedelta(seconds=round(abs(ahead)))}" if abs(ahead) >= 1 else ""
+    return f"this machine's clock is wrong{by}, and S3 refuses what is signed with it; set the clock (NTP)"
 
 
 def _refusal(code: str, status: int, bucket: str, where: str) -> str:

@@ -19,6 +19,7 @@ import errno
 import io
 import os
 import re
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,8 @@ _COPY_BYTES: Final = 8 << 20
 _S3_PUT_LIMIT_BYTES: Final = 5 << 30
 """S3 takes at most 5 GiB in one request, and one request is what makes a put atomic and checked."""
 _WRITE: Final = "isoformer-write"
+_DISK_IS_FULL: Final = ("No space left on device", "PytorchStreamWriter failed writing file")
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 
@@ -105,7 +108,7 @@ def open_storage(uri: str | Path) -> Storage:
         return _open_s3(text)
     if text.startswith("file://"):
         return LocalStorage(_file_path(text))
-    if "://" in text:
+    if "://" in text or _SCHEME.match(text):
         raise StorageError(
             f"{text}: unknown kind of storage; allowed: s3://bucket/prefix, file:///folder, a path"
         )
@@ -113,7 +116,10 @@ def open_storage(uri: str | Path) -> Storage:
 
 
 def _open_s3(text: str) -> S3Storage:
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:  # brackets that are no address's
+        raise StorageError(f"{text}: is no bucket with a prefix; allowed: s3://bucket/prefix") from None
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise StorageError(
             "an s3:// root holds a bucket and a prefix only; give credentials in the environment "
@@ -139,7 +145,10 @@ class LocalStorage:
     """A folder. A relative path is resolved once: a worker with another working folder sees the same."""
 
     def __init__(self, root: Path) -> None:
-        self.root = Path(os.path.abspath(root.expanduser()))
+        try:
+            self.root = Path(os.path.abspath(root.expanduser()))
+        except RuntimeError:
+            raise StorageError(f"{root}: there is no user of this name; allowed: ~/folder, a path") from None
         self.uri = str(self.root)
 
     def __eq__(self, other: object) -> bool:
@@ -381,14 +390,16 @@ class S3Storage:
 
 
 def _checked_key(key: str) -> str:
-    if not key or key.startswith("/") or ".." in key.split("/") or _CONTROL.search(key):
+    parts = key.split("/")
+    is_hidden = parts[-1].startswith(TEMPORARY_PREFIX)  # no listing shows it
+    if {"", ".", ".."} & set(parts) or is_hidden or _CONTROL.search(key):
         raise StorageError(f"{key!r} is no key; allowed: a path relative to the root, without '..'")
     return key
 
 
 def _checked_prefix(prefix: str) -> None:
     if prefix:
-        _checked_key(prefix)
+        _checked_key(prefix.removesuffix("/"))
 
 
 def _publish(target: Path, fill: Callable[[BinaryIO], None], if_absent: bool) -> bool:
@@ -449,6 +460,24 @@ def explain_local(path: Path, what: str = "cannot be written") -> Iterator[None]
         yield
     except OSError as error:
         raise StorageError(f"{path}: {what}: {_local_reason(error)}") from None
+
+
+def full_disk(error: BaseException) -> StorageError | None:
+    """The error as ours where it, or one that it came from, says that a disk is full; libraries that write in
+    other languages say so in their own words.
+    """
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        said = isinstance(current, OSError) and current.errno in (errno.ENOSPC, errno.EDQUOT)
+        if said or any(words in str(current) for words in _DISK_IS_FULL):
+            place = getattr(current, "filename", None) or tempfile.gettempdir()
+            full = current if said else OSError(errno.ENOSPC, "")
+            return StorageError(f"{place}: cannot be written: {_local_reason(full)}")  # type: ignore[arg-type]
+        wrapped = getattr(current, "cause", None)
+        current = wrapped if isinstance(wrapped, BaseException) else current.__cause__ or current.__context__
+    return None
 
 
 def _local_reason(error: OSError) -> str:

@@ -265,3 +265,21 @@ def test_parquet_among_faults(proxy: FaultyS3, storage: Storage) -> None:
         with pytest.raises(StorageError, match=rf"{storage.uri}/t\.parquet: cannot be read: tried 14 times"):
             file.read_row_group(0)
     assert sum(proxy.injected.values()) > 14
+
+
+def test_a_clock_that_is_wrong_is_named(
+    proxy: FaultyS3, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy.plan.append("clock skew")
+    with pytest.raises(StorageError, match=r"this machine's clock is wrong, .* set the clock"):
+        storage.read_bytes("k")
+    storage.write_bytes("k", b"v")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone-else")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+    refused = open_storage(storage.uri)
+    with pytest.raises(StorageError, match="refused the credentials"):
+        refused.exists("k")
+    now = time.time
+    monkeypatch.setattr("isoformer.s3_requests.time.time", lambda: now() - 3 * 3600)
+    with pytest.raises(StorageError, match=r"this machine's clock is wrong by (3:00:0|2:59:5)\d, "):
+        refused.exists("k")  # an answer to HEAD names no reason

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from isoformer.config import build
 from isoformer.errors import InputError, StorageError
-from isoformer.storage import Storage, open_storage
+from isoformer.storage import Storage, full_disk, open_storage
 from isoformer.sweep.data import SharedData
 from isoformer.sweep.population import MUTABLE
 
@@ -105,11 +105,12 @@ def search(
         model, best, parameters = fitted(settings, data, reporter, place, number)
         training_seconds = reporter.seconds - reporter.reporting_seconds
         tissues = _tissue_scores(model, data)
-    except StorageError as error:  # no fault of the trial's: it goes on from its checkpoint
-        send({**reporter.last, "finished": True, "storage_error": str(error)[:500]})
-        return
     except Exception as error:  # a failing trial is reported with its error and does not end the sweep
-        send({**reporter.last, "finished": True, "error": f"{type(error).__name__}: {error}"[:500]})
+        storage_error = error if isinstance(error, StorageError) else full_disk(error)
+        problem = {"error": f"{type(error).__name__}: {error}"[:500]}
+        if storage_error is not None:  # no fault of the trial's: it goes on from its checkpoint
+            problem = {"storage_error": str(storage_error)[:500]}
+        send({**reporter.last, "finished": True, **problem})
         return
     last = {
         "score": best[metric],
