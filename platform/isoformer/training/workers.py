@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from isoformer import errors
 from isoformer.errors import ClusterError, IsoformerError
-from isoformer.storage import S3Storage
+from isoformer.storage import full_disk
 from isoformer.training import counters
 from isoformer.training.config import TrainConfig
 from isoformer.training.data import PinnedDataset
+from isoformer.training.ray_storage import ray_storage
 from isoformer.training.runs import RunFolder, RunSettings
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ def run_workers(
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.util.queue import Queue
 
-    queue = Queue(actor_options={"num_cpus": 0})
+    restarted = {"max_restarts": -1, "max_task_retries": -1}  # what it held is in the folder, too
+    queue = Queue(actor_options={"num_cpus": 0, **restarted})
     transcripts = len(data.rows("train"))
 
     def told(message: dict[str, Any]) -> None:
@@ -53,7 +55,7 @@ def run_workers(
 
     inbox = _Inbox(queue, told)
     counters.began(folder.run, settings.train)
-    storage_path, filesystem = _ray_storage(folder)
+    storage_path, filesystem = ray_storage(folder.storage, f"{folder.prefix}ray")
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
@@ -75,7 +77,11 @@ def run_workers(
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise ClusterError(
-            f"{folder.uri}: training failed more than {settings.train.max_failures} times: {error}"
+            f"{folder.uri}: training failed more than {settings.train.max_failures} times: {_told(error)}"
+        ) from error
+    except ray.exceptions.RayError as error:
+        raise ClusterError(
+            f"{folder.uri}: Ray has lost what steers the training ({_told(error)}); resume the run"
         ) from error
     finally:
         inbox.close()
@@ -101,8 +107,12 @@ def train_worker(loop_config: dict[str, Any]) -> None:
             rank=rank,
             world_size=world_size,
         )
-    except IsoformerError as error:  # the same on every retry: tell the driver, do not die and be restarted
-        outbox({"error": type(error).__name__, "text": str(error)})
+    except Exception as error:
+        told = error if isinstance(error, IsoformerError) else full_disk(error)
+        if told is None:
+            raise
+        # the same on every retry: tell the driver, do not die and be restarted
+        outbox({"error": type(told).__name__, "text": str(told)})
 
 
 def fit_in_folder(
@@ -142,6 +152,11 @@ def _summary(result: FitResult, folder: RunFolder, workers: int) -> dict[str, An
         "parameter_counts": result.parameters,
         "workers": workers,
     }
+
+
+def _told(error: Exception) -> str:
+    """What Ray says in a page, in a line."""
+    return " ".join(str(error).split())[:300]
 
 
 def _fetched(boxed: Any) -> PinnedDataset:
@@ -200,15 +215,3 @@ def _uses_gpu(config: TrainConfig) -> bool:
     if config.device == "cuda" and not has_gpu:
         raise ClusterError("train.device is cuda, but the cluster has no GPU; allowed: auto, cpu")
     return config.device != "cpu" and has_gpu
-
-
-def _ray_storage(folder: RunFolder) -> tuple[str, Any]:
-    """Where Ray Train keeps its own state: beside the run, so that every node sees it."""
-    storage = folder.storage
-    if not isinstance(storage, S3Storage):
-        return f"{folder.uri}/ray", None
-    from pyarrow import fs
-
-    path = "/".join(part for part in (storage.bucket, storage.prefix, f"{folder.prefix}ray") if part)
-    retries = fs.AwsStandardS3RetryStrategy(max_attempts=8)
-    return path, fs.S3FileSystem(endpoint_override=storage.endpoint, retry_strategy=retries)
