@@ -75,7 +75,8 @@ class ShardSummary:
 
     `workload`: what was really encoded and written; `written` of the entries are this worker's own.
 
-    `started_at`, `encoded_at`: seconds since the epoch, of the first pack and of the end of the last.
+    `started_at`, `encoded_at`: of the first pack and of the end of the last, in
+    seconds of the worker's own clock.
     `busy_seconds`: of that time, with the device at work. `load_seconds`: where the encoder had to be loaded.
     """
 

@@ -8,6 +8,7 @@ bytes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -98,21 +99,26 @@ def embed(
     Raises what `plan` raises; StorageError where a worker cannot read or write; EncoderError where an encoder
     cannot be loaded or a sequence does not fit the device; ClusterError where Ray cannot do its part.
     """
-    started_at = time.time()
+    began = time.monotonic()
     nodes = alive_nodes()
     planned = planned or plan(config, root, nodes=nodes)
     pool = Pool(config, planned, _settings(config, planned, nodes))
     told = _Told(planned, pool, sum(item.load.tokens for item in planned.work))
     summaries: list[ShardSummary] = []
+    first_pack = math.inf
     for event in pool.run() if planned.work else ():
         if isinstance(event, ShardSummary):
             summaries.append(event)
+            spent = event.encode_seconds + event.publish_seconds
         else:
             told.status = event
+            spent = event.running_seconds or -math.inf
+        first_pack = min(first_pack, time.monotonic() - spent)  # by this clock: others' may be off
         if progress is not None:
             progress(told.progress(summaries))
     datasets = _write_manifests(planned, summaries)
-    report = _report(planned, summaries, datasets, started_at, pool)
+    startup = first_pack - began if summaries else None
+    report = _report(planned, summaries, datasets, (time.monotonic() - began, startup), pool)
     _remember(config, planned, summaries, report.startup_seconds, nodes)
     return report
 
@@ -236,11 +242,11 @@ def _report(
     planned: Plan,
     summaries: Sequence[ShardSummary],
     datasets: Mapping[str, list[ShardEntry]],
-    started_at: float,
+    spent: tuple[float, float | None],
     pool: Pool,
 ) -> EmbedReport:
-    wall = time.time() - started_at
-    startup = min(item.started_at for item in summaries) - started_at if summaries else None
+    """`spent`: wall seconds in all, and those before the first pack."""
+    wall, startup = spent
     tokens = sum(item.workload.tokens for item in summaries)
     padding = sum(item.padding_tokens for item in summaries)
     actual = wall - startup if startup is not None else 0.0
