@@ -13,7 +13,7 @@ import sqlite3
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -82,11 +82,14 @@ def only_driver(storage: optuna.storages.RDBStorage, url: str, study: str) -> It
     if question is None:
         yield lambda: None
         return
-    with storage.engine.connect() as connection:
-        key: int | str = zlib.crc32(f"isoformer {study}".encode())
-        if not connection.execute(sa.text(question), {"key": key}).scalar():
+    key: int | str = zlib.crc32(f"isoformer {study}".encode())
+    with ExitStack() as stack:
+        with answering(url):
+            connection = stack.enter_context(storage.engine.connect())
+            is_ours = connection.execute(sa.text(question), {"key": key}).scalar()
+            connection.commit()
+        if not is_ours:
             raise StorageError(f"{without_password(url)}: another process works on study {study!r}")
-        connection.commit()
 
         def require_held() -> None:
             with answering(url):
