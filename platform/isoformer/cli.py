@@ -102,6 +102,25 @@ def doctor(settings: Settings, out: Output) -> None:
 
 
 @_verb
+@click.option("--open", "opens", is_flag=True, help="Open those that are up in a browser.")
+def dashboard(settings: Settings, out: Output, opens: bool) -> None:
+    """Say where to look (Ray, MLflow, Optuna, Prometheus, Grafana), what is up, how to start the rest."""
+    import webbrowser
+
+    from isoformer.dashboards import services
+
+    found = services(settings)
+    for service in found:
+        state = "up  " if service.is_up else "down"
+        out.say(f"{state} {service.name:10} {service.address:24} {service.shows}")
+        if not service.is_up:
+            out.say(f"     to start: {service.start}")
+        elif opens:
+            webbrowser.open(service.address)
+    out.result({"services": [service.to_json() for service in found]})
+
+
+@_verb
 def prepare(settings: Settings, out: Output) -> None:
     """Make the transcripts dataset from genome, annotation and expression."""
     from isoformer.ray_session import ray_session

@@ -43,7 +43,9 @@ _EMBEDDING: Final = {
     "isoformer_failures_total": Metric(
         "counter", "Workers lost, stalled, or refused by storage, by kind", ("encoder", "kind")
     ),
-    "isoformer_packs_total": Metric("counter", "Packs encoded, told while a shard is made", ("encoder",)),
+    "isoformer_pack_tokens_total": Metric(
+        "counter", "Tokens of packs as they are encoded; of a shard that is done again, again", ("encoder",)
+    ),
     "isoformer_padding_fraction": Metric(
         "gauge", "Part of the last shard's tokens that was padding", ("encoder",)
     ),

@@ -78,9 +78,9 @@ class RunCounters:
             show("isoformer_tokens_left", self._tokens_left[name], encoder=name)
 
 
-def pack_done(encoder: str, seconds: float) -> None:
+def pack_done(encoder: str, tokens: int, seconds: float) -> None:
     """At the worker: a shard may take minutes, a pack shows that it goes on."""
-    count("isoformer_packs_total", encoder=encoder)
+    count("isoformer_pack_tokens_total", tokens, encoder=encoder)
     observe("isoformer_pack_seconds", seconds, encoder=encoder)
 
 

@@ -241,7 +241,7 @@ class EncodeWorker:
             made.add(stats)
             self._tokens[work.name] = made.load.tokens
             self._busy_seconds += stats.seconds
-            pack_done(encoder.spec.name, stats.seconds)
+            pack_done(encoder.spec.name, stats.load.tokens, stats.seconds)
 
         places = [i for i in order_of_encoding(shard) if shard.digests[i] not in orders.left_out]
         is_copied = [shard.digests[place] in copied for place in places]
