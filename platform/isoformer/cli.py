@@ -21,6 +21,8 @@ from isoformer.benchmark.commands import benchmark
 from isoformer.console import Output
 from isoformer.errors import IsoformerError
 from isoformer.explain.commands import explain
+from isoformer.storage import full_disk
+from isoformer.submission_commands import cluster, submit
 
 if TYPE_CHECKING:
     from isoformer.paper.rows import TableName
@@ -40,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo("interrupted: nothing is lost; run the same command again to go on", err=True)
         sys.exit(130)
     except Exception as error:
-        cause = _users_error(error)
+        cause = _users_error(error) or full_disk(error)
         if cause is None:
             raise
         click.echo(f"error: {cause}", err=True)
@@ -73,7 +75,9 @@ def _verb(function: Verb) -> click.Command:
 
 
 @commands.command()
-@click.option("--output", default="demo-output", show_default=True, help="Folder for everything it makes.")
+@click.option(
+    "--output", default="demo-output", show_default=True, help="Folder, or s3://…, for all it makes."
+)
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, e.g. sweep.trials=30."
 )
@@ -82,7 +86,7 @@ def demo(output: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Run the whole road on the shipped real sample: minutes on a laptop, no network."""
     from isoformer.demo import run_demo
 
-    run_demo(Path(output), Output(as_json), overrides)
+    run_demo(output, Output(as_json), overrides)
 
 
 @_verb
@@ -379,6 +383,8 @@ def export(settings: Settings, out: Output, folder: Path | None, run: str | None
 
 commands.add_command(benchmark)
 commands.add_command(explain)
+commands.add_command(submit)
+commands.add_command(cluster)
 
 
 def _seeds(text: str) -> list[int]:

@@ -17,7 +17,7 @@ VERBS = {
     "benchmark", "compare", "demo", "doctor", "embed", "encoders", "evaluate", "explain", "export", "plan",
     "predict", "prepare", "pretrain", "report", "store", "sweep", "track", "train", "weights",
 }  # fmt: skip
-CLIENT_ONLY = {"dashboard"}
+CLIENT_ONLY = {"cluster", "dashboard", "submit"}
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 
 
