@@ -68,6 +68,7 @@ def made_cloud(home: Path) -> Iterator[Cloud]:
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), mock_aws():
         warnings.simplefilter("ignore")  # moto's, of images that it does not know
         patch.setenv("HOME", str(home))  # where `ray up` leaves the private key
+        patch.delenv("AWS_ENDPOINT_URL", raising=False)  # where an S3 server of other tests still runs
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "made-up")
         cloud = _prepared_account()

@@ -11,8 +11,9 @@ import boto3
 import pytest
 from botocore.validate import ParamValidator
 
-from deploy.made_cloud import REGION, ROOT, USERS_ADDRESS, Cloud, cluster_file
+from deploy.made_cloud import REGION, ROOT, USERS_ADDRESS, Cloud, cluster_file, policy_text
 
+ROLES = ("isoformer-node", "isoformer-head")
 WORKERS = ("cpu_worker", "gpu_worker")
 
 
@@ -70,6 +71,19 @@ def test_ray_up_keeps_the_security_group_and_the_roles(cloud: Cloud) -> None:
     assert open_to == [USERS_ADDRESS]
     key = Path(cloud.bootstrapped["auth"]["ssh_private_key"])
     assert key.stat().st_mode & 0o077 == 0
+
+
+def test_iam_takes_every_policy(cloud: Cloud) -> None:
+    """The account was made with them: a policy that IAM refuses would have ended that."""
+    iam = boto3.client("iam")
+    names = {role: iam.list_role_policies(RoleName=role)["PolicyNames"] for role in ROLES}
+    assert {role: sorted(listed) for role, listed in names.items()} == {
+        "isoformer-node": ["kms-policy", "s3-policy"],
+        "isoformer-head": ["head-policy", "kms-policy", "s3-policy"],
+    }
+    broken = policy_text("head-policy.json").replace('"Effect": "Allow"', '"Effect": "Perhaps"', 1)
+    with pytest.raises(iam.exceptions.MalformedPolicyDocumentException):
+        iam.put_role_policy(RoleName=ROLES[0], PolicyName="broken", PolicyDocument=broken)
 
 
 @pytest.mark.parametrize("kind", ["head_start_ray_commands", "worker_start_ray_commands"])
