@@ -11,7 +11,7 @@ LOCK := platform/requirements.lock
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: install demo test quick long chaos check format lock clean
+.PHONY: install system demo test quick long chaos check format lock clean
 
 install: .venv/installed
 
@@ -22,6 +22,12 @@ install: .venv/installed
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -r $(LOCK)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $@
+
+# Debian's packages that some tests need, as root: a browser and Prometheus.
+system:
+	for program in chromium chromedriver promtool; do command -v $$program > /dev/null || missing=1; done; \
+	test -z "$$missing" || { apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium chromium-driver prometheus; }
 
 demo: install
 	$(BIN)/isoformer demo $(ARGS)
