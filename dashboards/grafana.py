@@ -116,7 +116,7 @@ def _filter(label: str, metric: str) -> Any:
 
 
 def _panel(panel: Panel, width: int) -> Any:
-    made: Any = stat.Panel() if panel.kind == "stat" else _lines(panel)
+    made: Any = _number() if panel.kind == "stat" else _lines(panel)
     made = made.title(panel.title).description(_described(panel)).unit(panel.unit).datasource(SOURCE)
     made = made.span(width).height(4 if panel.kind == "stat" else 8).min(0 if panel.ceiling else None)
     if panel.ceiling is not None:
@@ -132,6 +132,12 @@ def _panel(panel: Panel, width: int) -> Any:
 
 def _described(panel: Panel) -> str:
     return panel.description + (f" (Shows nothing without: {panel.requires}.)" if panel.requires else "")
+
+
+def _number() -> Any:
+    last = common.ReduceDataOptions().calcs(["lastNotNull"])
+    made = stat.Panel().reduce_options(last).no_value("none")
+    return made.graph_mode(common_models.BigValueGraphMode.AREA)
 
 
 def _lines(panel: Panel) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from grafana import Board, Panel, Query, Row
 
 R = '{run=~"$run"}'
-RATE = "[$__rate_interval]"
 
 NOW = Row(
     "Now",
@@ -34,6 +33,12 @@ NOW = Row(
             "Validation R²",
             "Of the last epoch, mean over tissues.",
             (Query('max by (run) (ray_isoformer_train_score{run=~"$run", metric="r2"})', "{{run}}"),),
+            kind="stat",
+        ),
+        Panel(
+            "Transcripts a second",
+            "Of all runs, validation and checkpoints included.",
+            (Query(f"sum(rate(ray_isoformer_train_transcripts_total{R}[10m]))"),),
             kind="stat",
         ),
         Panel(
@@ -129,8 +134,8 @@ AROUND = Row(
             (Query(f"max by (run) (ray_isoformer_train_workers{R})", "{{run}}"),),
         ),
         Panel(
-            "Ray Train: blocked in reports",
-            "Seconds that workers have spent in Ray Train's own report.",
+            "Ray Train's controllers",
+            "By state; RESTARTING: workers died, and the run goes on from its newest checkpoint.",
             (
                 Query(
                     "sum(ray_train_controller_state) by (ray_train_controller_state)",

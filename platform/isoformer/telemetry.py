@@ -121,6 +121,9 @@ def observe(name: str, seconds: float, **labels: str) -> None:
 
 
 def _record(name: str, how: Literal["inc", "set", "observe"], value: float, labels: dict[str, str]) -> None:
+    """ValueError for labels that the metric does not have, with Ray or without: a mistake in the caller."""
+    if set(labels) != set(METRICS[name].labels):
+        raise ValueError(f"{name}: labels {sorted(labels)}; it has {sorted(METRICS[name].labels)}")
     if not _is_connected():
         return
     try:
