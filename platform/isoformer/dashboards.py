@@ -60,11 +60,13 @@ def services(settings: Settings) -> list[Service]:
 
 
 def _listed(settings: Settings) -> Iterator[Service]:
+    from isoformer.local_cluster import current
     from isoformer.tracking import open_line
 
     tracking = settings.tracking.for_root(settings.root)
     mlflow = f"a server elsewhere, {tracking.shown_uri}" if tracking.is_server else open_line(tracking)
-    ray = _from_environment("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
+    local = current()
+    ray = _from_environment("RAY_API_SERVER_ADDRESS", local.dashboard if local else "http://127.0.0.1:8265")
     prometheus = _from_environment("RAY_PROMETHEUS_HOST", "http://127.0.0.1:9090")
     grafana = _from_environment("RAY_GRAFANA_HOST", "http://127.0.0.1:3000")
     optuna = "http://127.0.0.1:8080"

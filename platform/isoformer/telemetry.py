@@ -133,8 +133,11 @@ def _record(name: str, how: Literal["inc", "set", "observe"], value: float, labe
 
 
 def _is_connected() -> bool:
-    """Asked without importing Ray: what binds it to loopback must be in the environment before that."""
-    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+    """Asked without importing Ray: what binds it to loopback must be in the environment before that. Another
+    thread may be at importing it.
+    """
+    is_initialized = getattr(sys.modules.get("ray"), "is_initialized", None)
+    return is_initialized is not None and bool(is_initialized())
 
 
 @cache
