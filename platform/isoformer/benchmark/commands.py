@@ -116,6 +116,19 @@ def sweep(as_json: bool, **options: Any) -> None:
 
 
 @benchmark.command()
+@click.option("--dollars-per-gpu-hour", default=4.10, show_default=True, type=click.FloatRange(0))
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(0), help="Of real runs; 0: none.")
+@click.option("--large/--no-large", default=True, help="Also 100 million sequences on 10,000 workers.")
+@click.option("--seed", default=0, show_default=True, help="Of stragglers and losses.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def schedule(as_json: bool, **options: Any) -> None:
+    """The real driver on simulated GPU clusters: hours, money, losses, and where the driver is the limit."""
+    from isoformer.benchmark.schedule import benchmark_schedule
+
+    _run(Output(as_json), benchmark_schedule, options)
+
+
+@benchmark.command()
 @click.option("--config", type=click.Path(dir_okay=False), help="YAML file with a section a verb.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, e.g. embed.actors=2.")
 @click.option("--again", is_flag=True, help="Measure also what the root's profile knows.")

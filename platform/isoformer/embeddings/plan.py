@@ -118,7 +118,11 @@ def plan(config: EmbedConfig, root: str, *, nodes: int = 1) -> Plan:
     StorageError where nothing is prepared, EncoderError where an encoder cannot read this dataset,
     FingerprintError where a shard made from something else is in the way.
     """
-    storage = open_storage(root)
+    return plan_on(open_storage(root), config, root, nodes=nodes)
+
+
+def plan_on(storage: Storage, config: EmbedConfig, root: str, *, nodes: int = 1) -> Plan:
+    """The same where the storage under `root` has been opened."""
     manifest = read_manifest(storage)
     passes = encoder_passes(config, root)
     for encoder_pass in passes:
@@ -138,7 +142,7 @@ def plan(config: EmbedConfig, root: str, *, nodes: int = 1) -> Plan:
         missing = _missing(storage, index, encoder_pass, mine, headers, there)
         work += missing
         encoders.append(_encoder_plan(encoder_pass, mine, missing, present, costs[index]))
-    work = _costliest_first(work, passes, costs)
+    work = costliest_first(work, passes, costs)
     expected = forecast(
         [(item.encoder, item.load) for item in work],
         costs,
@@ -268,7 +272,7 @@ def _with_bytes(of_shard: ShardSurvey, load: Workload, missing: Sequence[ShardHe
     return replace(load, output_bytes=size_bytes)
 
 
-def _costliest_first(
+def costliest_first(
     work: Sequence[ShardWork], passes: Sequence[EncoderPass], costs: Sequence[EncoderCost | None]
 ) -> list[ShardWork]:
     """An encoder at a time, so that actors seldom load one; long first, so that the last shards are small."""
