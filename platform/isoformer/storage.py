@@ -39,7 +39,7 @@ _COPY_BYTES: Final = 8 << 20
 _S3_PUT_LIMIT_BYTES: Final = 5 << 30
 """S3 takes at most 5 GiB in one request, and one request is what makes a put atomic and checked."""
 _WRITE: Final = "isoformer-write"
-_DISK_IS_FULL: Final = ("No space left on device", "PytorchStreamWriter failed writing file")
+_DISK_IS_FULL: Final = ("No space left on device", "PytorchStreamWriter failed writing", "unexpected pos ")
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")

@@ -9,10 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import cast
 
 import pytest
+import torch
+from ray.exceptions import RayTaskError
 
-from isoformer.storage import LocalStorage, open_storage
+from isoformer.storage import LocalStorage, full_disk, open_storage
 
 WRITERS, KILLS = 6, 20
 RACE = """
@@ -104,3 +107,22 @@ def test_a_link_whose_answer_was_lost_is_won(tmp_path: Path, monkeypatch: pytest
     monkeypatch.undo()
     assert not storage.write_bytes("k", b"other", if_absent=True)
     assert storage.read_bytes("k") == b"mine"
+
+
+@pytest.mark.parametrize("writer", ["python", "torch", "ray"])
+def test_a_full_disk_is_recognised_whoever_met_it(writer: str) -> None:
+    def write() -> None:
+        with open("/dev/full", "wb") as out:
+            out.write(b"x" * 100_000)
+
+    def save() -> None:
+        torch.save({"weights": torch.zeros(100_000)}, "/dev/full")
+
+    with pytest.raises((OSError, RuntimeError)) as raised:
+        save() if writer == "torch" else write()
+    met: BaseException = raised.value
+    if writer == "ray":
+        met = RayTaskError("task", "a traceback", cast(Exception, met))
+    found = full_disk(met)
+    assert found is not None and "the disk is full; free some space" in str(found)
+    assert full_disk(ValueError("another")) is None
