@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray.tune.search import Searcher
 
 from isoformer.config import build
+from isoformer.errors import StorageError
 from isoformer.model import ModelConfig
 from isoformer.storage import open_storage
 from isoformer.sweep import SearchSpace, SweepConfig
@@ -16,9 +18,11 @@ from isoformer.sweep.control import Control, ask_for
 from isoformer.sweep.sampling import Drawing
 from isoformer.sweep.search import StudySearcher
 from isoformer.sweep.stopping import StoppingRule
-from isoformer.sweep.study import open_study
+from isoformer.sweep.study import TrialRow, open_study
 from isoformer.sweep.supply import MissingRun, Opening
+from isoformer.sweep.track_trials import TrackTrials
 from isoformer.sweep.trial import TrialPlace
+from isoformer.tracking import Tracker, TrackingConfig
 from isoformer.training.config import TrainConfig
 from sweep.conftest import KEYS
 
@@ -188,3 +192,27 @@ def test_what_is_open_when_a_sweep_is_cancelled_is_failed(tmp_path: Path) -> Non
     found.take_back("a")
     found.cancel_rest()
     assert [(row.state, row.error) for row in found.study.rows()] == [("failed", "cancelled by request")]
+
+
+def test_the_tracker_is_told_of_an_end_before_the_study(tmp_path: Path) -> None:
+    """A driver that is killed in between ends the trial once more, and tracks it."""
+    found, told = searcher(tmp_path), list[tuple[str, bool]]()
+    found.suggest("a")
+
+    def track(row: TrialRow, end: str | None) -> None:
+        told.append((row.state, found.study.trials[0].state.is_finished()))
+
+    found.close("a", last(0.5), died=False, track=track)
+    assert told == [("complete", False)] and found.study.rows()[0].state == "complete"
+
+
+def test_a_storage_that_fails_ends_the_sweep_and_no_trial(tmp_path: Path) -> None:
+    found = searcher(tmp_path, max_failures=1)
+    callback = TrackTrials(found, Tracker(TrackingConfig(enabled=False)), shared=None)  # type: ignore[arg-type]
+    lost = {**epoch(1, 0.3), "finished": True, "storage_error": "the disk is full"}
+    found.suggest("a")
+    callback.on_trial_complete(0, [], SimpleNamespace(trial_id="a", last_result=lost))
+    assert found.has_interrupted and found.suggest("b")["number"] == 0
+    with pytest.raises(StorageError, match="the disk is full"):
+        callback.on_trial_complete(0, [], SimpleNamespace(trial_id="b", last_result=lost))
+    assert [row.state for row in found.study.rows()] == ["running"]
