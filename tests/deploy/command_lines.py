@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 
@@ -9,24 +10,26 @@ import click
 
 from isoformer.cli import commands
 
+ENDS = {">", "&", "|", "&&"}
 OF_SUBMIT = {"logs", "status", "cancel", "ls"}
 
 
 def command_lines(shell: str, program: str = "isoformer") -> list[list[str]]:
-    """The arguments of every call of `program` in a shell text, continued lines put together."""
+    """The arguments of every call of `program` in a shell text, up to a redirection, `&` or a pipe."""
     lines = [line.strip() for line in shell.replace("\\\n", " ").splitlines()]
     words = [shlex.split(line, comments=True) for line in lines if re.match(rf"(\w+=\S* )*{program} ", line)]
-    return [line[line.index(program) + 1 :] for line in words]
+    calls = [line[line.index(program) + 1 :] for line in words]
+    return [list(itertools.takewhile(lambda word: word not in ENDS, call)) for call in calls]
 
 
-def require_accepted(arguments: list[str]) -> None:
+def require_accepted(arguments: list[str], root: click.Group = commands) -> None:
     """Parse as the program would, a submitted verb's part too. click.UsageError where refused."""
-    context = click.Context(commands, info_name="isoformer")
-    name, command, rest = commands.resolve_command(context, list(arguments))
-    assert command is not None
-    parsed = command.make_context(name, rest, parent=context)
-    if isinstance(command, click.Group):
-        command.resolve_command(parsed, [*parsed._protected_args, *parsed.args])
-    verb = parsed.params.get("verb")
-    if name == "submit" and verb not in OF_SUBMIT:
-        require_accepted([verb, *parsed.params["arguments"]])
+    command: click.Command = root
+    rest, parent = list(arguments), click.Context(root)
+    while isinstance(command, click.Group):
+        name, found, rest = command.resolve_command(parent, rest)
+        assert found is not None
+        command, parent = found, click.Context(found, info_name=name, parent=parent)
+    parsed = command.make_context(parent.info_name, rest, parent=parent.parent).params
+    if root is commands and arguments[0] == "submit" and parsed["verb"] not in OF_SUBMIT:
+        require_accepted([parsed["verb"], *parsed["arguments"]])
