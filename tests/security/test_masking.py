@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from isoformer.config import FrozenConfig, build, load_yaml, with_environment, with_overrides
+from isoformer.config import FrozenConfig, build, load_yaml, with_overrides
 from isoformer.errors import ConfigError, InputError, StorageError
 from isoformer.masking import without_password
 from isoformer.s3_settings import s3_endpoint
@@ -78,7 +78,7 @@ def test_a_secret_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tm
     assert settings.sweep.storage == f"postgresql+psycopg://anna:{CANARY}@db.example/studies"
     assert settings.sweep.warm_start == (f"postgresql://a:{CANARY}@h/d#old",)
     assert CANARY not in settings.model_dump_json() + repr(settings)
-    assert with_environment({"a": ["$HOME", "${}", 3]}) == {"a": ["$HOME", "${}", 3]}
+    assert with_overrides({"a": ["$HOME", "${}", 3]}, []) == {"a": ["$HOME", "${}", 3]}
 
 
 def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
