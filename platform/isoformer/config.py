@@ -1,28 +1,27 @@
 """Configuration as frozen data, checked once, at the door.
 
-`load_yaml` reads a file, `with_overrides` applies `--set a.b=value`, a `FrozenConfig` subclass checks it.
-Each configuration class sits beside the code that it configures; `settings.py` puts them together.
+`load_yaml` reads a file, `with_overrides` applies `--set a.b=value` and fills in `${NAME}` from the environment
+(so that a secret stands in neither), a `FrozenConfig` subclass checks the whole. Each configuration class
+sits beside the code that it configures; `settings.py` puts them together.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Final, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, PlainSerializer, ValidationError
 
-from isoformer.errors import ConfigError
+from isoformer.documents import DocumentError, parse_yaml
+from isoformer.errors import ConfigError, shortened
+from isoformer.masking import without_password as without_password
 
-
-def without_password(text: str) -> str:
-    """`text` with every password in an address replaced by ***."""
-    masked = re.sub(r"(?<=://)([^/@:\s]*):[^@\s]*@", r"\1:***@", text)
-    return re.sub(r"(?<=[?&])(password|sslpassword)=[^&\s'\"]*", r"\1=***", masked)
-
+_VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 Address = Annotated[str, PlainSerializer(without_password, return_type=str, when_used="json")]
 """A URL that may hold a password, which is saved, shown and logged nowhere."""
@@ -57,11 +56,11 @@ def build(config_class: type[C], data: Mapping[str, Any], *, origin: str = "conf
 def load_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML mapping. ConfigError where the file is missing, unreadable or not a mapping."""
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        data = parse_yaml(Path(path).read_text(encoding="utf-8"))
+    except DocumentError as error:
+        raise ConfigError(f"{path}: {error}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -70,10 +69,18 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def with_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """A copy of `data` with `section.key=value` overrides applied; values are read as YAML."""
+    """A copy of `data` with `section.key=value` overrides applied, whose values are read as YAML; then every
+    `${NAME}` in a text is replaced by that environment variable. ConfigError for an override with a secret.
+    """
     result = _copied(data)
     for override in overrides:
         key, equals, text = override.partition("=")
+        if without_password(text) != text:
+            raise ConfigError(
+                f"--set {override}: a command line is for all to see: write ${{NAME}} in place of the secret "
+                "and set that variable; a tracking server's credentials are MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD"
+            )
         if not equals or not key:
             raise ConfigError(f"--set {override}: must be section.key=value")
         target = result
@@ -83,10 +90,26 @@ def with_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[st
             if not isinstance(target, dict):
                 raise ConfigError(f"--set {override}: {parent!r} is a value, not a section")
         try:
-            target[leaf] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from None
-    return result
+            target[leaf] = parse_yaml(text)
+        except DocumentError as error:
+            raise ConfigError(f"--set {override}: the value {error}") from None
+    return {key: _filled_in(value) for key, value in result.items()}
+
+
+def _filled_in(data: Any) -> Any:
+    """ConfigError where a variable is not set."""
+    if isinstance(data, Mapping):
+        return {key: _filled_in(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_filled_in(value) for value in data]
+    return _VARIABLE.sub(_variable, data) if isinstance(data, str) else data
+
+
+def _variable(match: re.Match[str]) -> str:
+    try:
+        return os.environ[match[1]]
+    except KeyError:
+        raise ConfigError(f"{match[0]}: the environment variable {match[1]} is not set") from None
 
 
 def to_yaml(config: BaseModel) -> str:
@@ -110,8 +133,8 @@ def _explained(item: Any, config_class: type[BaseModel]) -> str:
         known = _keys_at(config_class, item["loc"][:-1])
         close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        return f"unknown key {path!r}{hint} allowed: {', '.join(known)}"
-    return f"{path}: {item['msg']}, got {without_password(repr(item.get('input')))}"
+        return f"unknown key {shortened(path)}{hint} allowed: {', '.join(known)}"
+    return f"{path}: {item['msg']}, got {shortened(item.get('input'), 200)}"
 
 
 def _keys_at(config_class: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
