@@ -154,3 +154,32 @@ def test_a_truncated_annotation_is_an_error_and_not_a_smaller_one(tmp_path: Path
     path.write_bytes(gzip.compress(whole.encode())[:-200])
     with pytest.raises(InputError, match="truncated"):
         read_annotation(path)
+
+
+def test_what_follows_the_sequences_of_a_gff3_is_not_read(tmp_path: Path) -> None:
+    lines = gtf_lines(1, "chr1", "+")
+    whole = _read(tmp_path, lines)
+    assert _read(tmp_path, f"{lines}##FASTA\n>chr1\nACGT\n{gtf_lines(2, 'chr1', '+')}").counts == whole.counts
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_chromosome(tmp_path: Path) -> None:
+    assert set(_read(tmp_path, "\ufeff" + gtf_lines(1, "chr1", "+")).transcripts["chromosome"]) == {"chr1"}
+
+
+def test_an_attribute_is_not_found_within_the_value_of_another(tmp_path: Path) -> None:
+    line = gtf_lines(1, "chr1", "+").replace('gene_id "', 'note "like transcript_id X"; gene_id "')
+    assert _read(tmp_path, line).transcripts["transcript_id"].to_list() == ["ENST00000000001.1"]
+
+
+@pytest.mark.parametrize("bad", [b"\xff", b"\0"])
+def test_an_annotation_that_is_no_text_names_the_line(tmp_path: Path, bad: bytes) -> None:
+    path = tmp_path / "models.gtf"
+    path.write_bytes(gtf_lines(1, "chr1", "+").encode().replace(b"stop_codon", b"stop" + bad))
+    with pytest.raises(InputError, match=r"models\.gtf, line 6: is not text; allowed: UTF-8"):
+        read_annotation(path)
+
+
+@pytest.mark.parametrize("text", ["#a\tb\tc\td\te\tf\tg\th\ti\n", "##gff-version 3\n##FASTA\n>a\nACGT\n"])
+def test_an_annotation_of_comments_alone_has_no_features(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputError, match="annotation has no feature lines"):
+        _read(tmp_path, text)

@@ -236,3 +236,47 @@ def test_missing_and_damaged_tables(tmp_path: Path) -> None:
     pl.DataFrame({"transcript_id": ["T1"], "Blood": [-1.0]}).write_parquet(parquet)
     with pytest.raises(InputError, match="TPM is negative"):
         read_expression(parquet)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (b"transcript_id\tLiver\n\t1\n", "line 2: transcript has no id"),
+        (b"transcript_id\tLiver\n \t1\n", "line 2: transcript has no id"),
+        (b"transcript_id\tLiver\nT\xff\t1\n", "line 2: is not text"),
+        (b"transcript_id\tLiver\nT\0\t1\n", "line 2: is not text"),
+        (b"transc\rript_id\tLiver\nT\t1\n", r"line 1: header cannot be read"),
+        (b"transcript_\xff\tLiver\nT\t1\n", r"line 1: is not text|header"),
+    ],
+)
+def test_a_table_that_is_no_text_or_has_no_ids_is_refused(tmp_path: Path, text: bytes, problem: str) -> None:
+    path = tmp_path / "wide.tsv"
+    path.write_bytes(text)
+    with pytest.raises(InputError, match=rf"wide\.tsv, {problem}"):
+        read_expression(path)
+
+
+def test_a_damaged_parquet_is_one_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "wide.parquet"
+    pl.DataFrame({"transcript_id": ["T"], "Liver": [1.0]}).write_parquet(path)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for place in rng.integers(4, len(whole), 150):
+        path.write_bytes(
+            whole[:place] + bytes([whole[place] ^ int(rng.integers(1, 256))]) + whole[place + 1 :]
+        )
+        try:
+            assert read_expression(path).transcript_ids
+        except InputError as error:
+            assert "wide.parquet" in str(error)
+
+
+def test_a_sample_without_a_name_and_a_gct_header_that_is_no_text(tmp_path: Path) -> None:
+    table = tmp_path / "samples.tsv"
+    table.write_text("SAMPID\tSMTSD\n\tLiver\n")
+    with pytest.raises(InputError, match=r"samples\.tsv, line 2, field 'SAMPID': sample has no name"):
+        gct.read_sample_tissues(table)
+    table.write_text("SAMPID\tSMTSD\nS1\tLiver\n")
+    (tmp_path / "x.gct").write_bytes(b"#1.2\n1\t1\ntranscript_id\tgene_id\t\xd81\nT\tG\t1\n")
+    with pytest.raises(InputError, match=r"x\.gct, line 3: header is not text"):
+        read_expression(tmp_path / "x.gct", sample_tissues=table)

@@ -9,6 +9,7 @@ import pysam
 import pytest
 
 from isoformer.errors import InputError
+from isoformer.sources.fasta import FastaLines
 from isoformer.sources.reference import Reference, build_reference, open_stored_reference, reference_key
 from isoformer.storage import LocalStorage
 from prepare.tiny import CHR1, CHR2, write_genome
@@ -130,3 +131,40 @@ def test_a_missing_genome_and_a_truncated_bgzip(tmp_path: Path) -> None:
     whole.write_bytes(whole.read_bytes()[:-28])
     with pytest.raises(InputError, match="end-of-file block is missing: the file is truncated"):
         build_reference([whole], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b">a\nACGT\nAC\0GT\n", r"line 3: letter of a sequence is not one: got '\\x00'"),
+        (b">a\nACGT\nACEGT\n", "line 3: letter of a sequence is not one: got 'E'"),
+        (b">a\nAC>GT\n", "line 2: letter of a sequence is not one: got '>'"),
+        (b">a\nACGT\nAC GT\n", "line 3: letter of a sequence is not one: got ' '"),
+        (b">a\rACGT\n>b\nAC\rGT\n", "line 3: letter of a sequence is not one"),
+        (b">a\0b\nACGT\n", "line 1: letter of a sequence is not one"),
+        (b">\xd5a\nACGT\n", "name of a sequence cannot be printed"),
+    ],
+)
+def test_what_the_indexer_would_pass_over_is_refused(tmp_path: Path, content: bytes, problem: str) -> None:
+    path = tmp_path / "genome.fa"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"genome\.fa.*{problem}"):
+        build_reference([path], tmp_path / "built")
+
+
+def test_windows_line_ends_and_pieces_of_any_size_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "genome.fa"
+    path.write_bytes(b">a first\r\nACGT\r\nacgu\r\n>b\r\nRYN\r\n")
+    assert Reference.open(build_reference([path], tmp_path / "built")[0]).fetch("a", 0, 8) == "ACGTACGT"
+    for size in (1, 2, 3, 7):
+        lines = FastaLines(path)
+        for start in range(0, len(content := path.read_bytes()), size):
+            lines.add(content[start : start + size])
+        assert lines.headers == 2
+
+
+def test_a_genome_that_is_opened_where_it_lies_gives_no_strange_letter(tmp_path: Path) -> None:
+    path = tmp_path / "genome.fa"
+    path.write_text(">a\nACEGT\n")
+    with pytest.raises(InputError, match="letter of a sequence is not one: got 'E'"):
+        Reference.open(path).fetch("a", 0, 5)

@@ -200,3 +200,9 @@ def test_plain_tables_that_cannot_be_used(tmp_path: Path) -> None:
         _plain(tmp_path, pl.DataFrame({"transcript_id": ["A"], "rna": ["ACG"]}))
     with pytest.raises(InputError, match="table has no rows"):
         _plain(tmp_path, pl.DataFrame({"transcript_id": ["A"], "rna": ["ACG"], "Lung": [1.0]}).clear())
+
+
+def test_a_row_whose_id_is_blank_is_set_aside(tmp_path: Path) -> None:
+    table = pl.DataFrame({"transcript_id": ["T1", "\t"], "rna": [RNA, RNA], "Liver": [1.0, 2.0]})
+    manifest = _plain(tmp_path, table)
+    assert manifest.counts.quarantined == {"without_id": 1} and manifest.counts.rows_out == 1

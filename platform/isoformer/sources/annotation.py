@@ -21,7 +21,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from isoformer.errors import InputError
-from isoformer.sources.files import existing_file, open_bytes
+from isoformer.sources.files import existing_file, open_bytes, open_text
 
 COLUMNS: Final = ["chromosome", "source", "feature", "start", "end", "score", "strand", "frame", "attributes"]
 SELENOCYSTEINE: Final = ("Selenocysteine", "stop_codon_redefined_as_selenocysteine")
@@ -43,6 +43,8 @@ _NOT_TRANSCRIPTS: Final = (
     "ncRNA_gene",
     "pseudogene",
 )
+_SEQUENCES: Final = b"##FASTA"
+"""From this line on a GFF3 file holds sequences."""
 _BLOCK_BYTES: Final = 16 << 20
 _TAGS: Final = ("cds_start_NF", "cds_end_NF", "seleno")
 
@@ -71,7 +73,7 @@ def read_annotation(path: str | Path) -> Annotation:
     flavour: Flavour | None = None
     parts, heads, genes = [], [], []
     counts: Counter[str] = Counter()
-    for block in _blocks(source):
+    for block in filter(len, _blocks(source)):
         flavour = flavour or _flavour(block, source)
         counts["lines"] += len(block)
         checked = _with_coordinates(block, source)
@@ -95,17 +97,14 @@ def read_annotation(path: str | Path) -> Annotation:
 
 def _blocks(source: Path) -> Iterator[pl.DataFrame]:
     problems: list[str] = []
-    in_sequence = False
 
     def odd_line(row: csv.InvalidRow) -> str:
-        nonlocal in_sequence
-        in_sequence = in_sequence or row.text.startswith("##FASTA")
-        if in_sequence or row.text.startswith("#"):
+        if row.text.startswith("#"):
             return "skip"
         problems.append(row.text)
         return "error"
 
-    with open_bytes(source) as file:
+    with open_text(source, until=_SEQUENCES) as file:
         try:
             reader = csv.open_csv(
                 pa.PythonFile(file, mode="r"),
@@ -187,7 +186,7 @@ def _with_coordinates(block: pl.DataFrame, source: Path) -> pl.DataFrame:
 
 def _attribute(flavour: Flavour, *names: str) -> pl.Expr:
     """The first of these attributes that a line has."""
-    pattern = r'(?:^|[;\s]){}\s+"?([^";]*)' if flavour == "gtf" else r"(?:^|;)\s*{}=([^;]*)"
+    pattern = r'(?:^|;)\s*{}\s+"?([^";]*)' if flavour == "gtf" else r"(?:^|;)\s*{}=([^;]*)"
     return pl.coalesce([pl.col("attributes").str.extract(pattern.format(name)) for name in names])
 
 

@@ -6,8 +6,10 @@ same clear InputError everywhere, and so that a source's digest is over its byte
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
+import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,6 +61,71 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
         raise InputError("gzip data end early: the file is truncated", file=path) from None
     except (gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"gzip data are damaged ({error})", file=path) from None
+
+
+@contextmanager
+def open_text(path: Path, *, until: bytes = b"") -> Iterator[IO[bytes]]:
+    """The decompressed bytes of a text file, checked as they are read: UTF-8 without a NUL; a byte order mark
+    is left out. They end before a line that begins with `until`.
+
+    InputError naming the line, from a `read` within the block.
+    """
+    with open_bytes(path) as file:
+        yield checked_text(file, path, until=until)
+
+
+def checked_text(file: IO[bytes], path: Path, *, until: bytes = b"", first_line: int = 1) -> IO[bytes]:
+    """As `open_text`, of the rest of a file that is open already, from `first_line` on."""
+    return cast("IO[bytes]", _CheckedText(file, path, until, first_line))
+
+
+class _CheckedText(io.RawIOBase):
+    """What Arrow's CSV reader reads: it would hand on what is no text, or stop without naming a line."""
+
+    def __init__(self, file: IO[bytes], path: Path, until: bytes, first_line: int) -> None:
+        self._file, self._path, self._marker = file, path, b"\n" + until if until else b""
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._line, self._rest, self._ended = first_line, b"", False
+        self._begins = first_line == 1
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        while not self._ended:
+            chunk = self._file.read(size)
+            self._check(chunk)
+            if self._begins:
+                chunk, self._begins = chunk.removeprefix(codecs.BOM_UTF8), False
+            self._ended = not chunk
+            if text := self._before_marker(chunk):
+                return text
+        return b""
+
+    def _check(self, chunk: bytes) -> None:
+        before = len(self._decoder.getstate()[0])
+        try:
+            self._decoder.decode(chunk, final=not chunk)
+            bad = chunk.find(b"\0")
+        except UnicodeDecodeError as error:
+            bad = max(0, error.start - before)
+        if bad >= 0:
+            line = self._line + chunk.count(b"\n", 0, bad)
+            raise InputError("is not text", file=self._path, line=line, allowed="UTF-8 without NUL bytes")
+        self._line += chunk.count(b"\n")
+
+    def _before_marker(self, chunk: bytes) -> bytes:
+        """Two chunks may share the marker: the last letters of one wait for the next."""
+        if not self._marker:
+            return chunk
+        text = self._rest + chunk
+        place = text.find(self._marker)
+        if place >= 0:
+            self._ended, self._rest = True, b""
+            return text[: place + 1]
+        kept = len(text) if not chunk else max(0, len(text) - len(self._marker) + 1)
+        self._rest = text[kept:]
+        return text[:kept]
 
 
 def chunks(file: IO[bytes]) -> Iterator[bytes]:

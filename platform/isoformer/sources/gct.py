@@ -22,8 +22,8 @@ from pyarrow import csv
 from isoformer.errors import InputError
 from isoformer.schema import TISSUES
 from isoformer.sources.expression import Expression
-from isoformer.sources.files import existing_file, open_bytes
-from isoformer.sources.tables import MISSING, find_column, read_table, require_unique
+from isoformer.sources.files import checked_text, existing_file, open_bytes
+from isoformer.sources.tables import MISSING, find_column, read_table, require_ids
 from isoformer.sources.tissues import group_tissue
 
 FIRST_COLUMNS: Final = (("transcript_id", "gene_id"), ("Name", "Description"))
@@ -41,8 +41,9 @@ def read_gct(path: str | Path, sample_tissues: str | Path) -> Expression:
     """
     source = existing_file(path, "expression")
     tissue_of = read_sample_tissues(sample_tissues)
-    with open_bytes(source) as file:
-        rows_stated, header = _header(file, source)
+    with open_bytes(source) as raw:
+        rows_stated, header = _header(raw, source)
+        file = checked_text(raw, source, first_line=_DATA_LINE)
         samples = header[2:]
         weights, names, counts = _tissue_columns(samples, tissue_of, source)
         identifiers: list[str] = []
@@ -59,7 +60,7 @@ def read_gct(path: str | Path, sample_tissues: str | Path) -> Expression:
             value=len(identifiers),
             allowed=f"{rows_stated} rows; the file may be truncated",
         )
-    require_unique(identifiers, source, _DATA_LINE)
+    require_ids(identifiers, source, _DATA_LINE)
     return Expression(identifiers, np.vstack(means), names, {"rows": len(identifiers), **counts})
 
 
@@ -72,8 +73,10 @@ def read_sample_tissues(path: str | Path) -> dict[str, str | None]:
     detailed = table[find_column(table, ("SMTSD", "Tissue", "tissue"), path)]
     tissues: dict[str, str | None] = {}
     for line, (sample, name) in enumerate(zip(samples, detailed, strict=True), 2):
+        if not (sample or "").strip():
+            raise InputError("sample has no name", file=path, line=line, field=samples.name)
         try:
-            tissues[sample] = group_tissue(name)
+            tissues[sample] = group_tissue(name or "")
         except InputError:
             raise InputError(
                 "unknown tissue", file=path, line=line, field=detailed.name, value=name, allowed=TISSUES
@@ -87,7 +90,10 @@ def _header(file: IO[bytes], source: Path) -> tuple[int, list[str]]:
         found = version[:40].decode("ascii", "replace")
         raise InputError("is not a GCT", file=source, line=1, value=found, allowed="#1.2")
     sizes = file.readline().decode("ascii", "replace").split()
-    header = file.readline().decode("utf-8", "replace").rstrip("\r\n").split("\t")
+    try:
+        header = file.readline().decode().rstrip("\r\n").split("\t")
+    except UnicodeDecodeError:
+        raise InputError("header is not text", file=source, line=3, allowed="UTF-8") from None
     if len(sizes) < 2 or not all(size.isdigit() for size in sizes[:2]):
         raise InputError("sizes are not two numbers", file=source, line=2, value=" ".join(sizes))
     if tuple(header[:2]) not in FIRST_COLUMNS:

@@ -90,10 +90,10 @@ def read_plain(path: str | Path, targets: Sequence[str] | None = None) -> Sequen
     choose_targets(table.columns, names, (), path)
     table = table.with_row_index("_row", 1)
     identifier = next((pl.col(name) for name in ID_COLUMNS if name in table.columns), None)
-    identifier = pl.format("row-{}", "_row") if identifier is None else identifier
+    identifier = pl.format("row-{}", "_row") if identifier is None else _emptied(identifier)
     rows = table.select(
-        identifier.cast(pl.String).alias("transcript_id"),
-        pl.coalesce(_optional(table, GENE_COLUMNS, "gene_id"), identifier.cast(pl.String)).alias("gene_id"),
+        identifier.alias("transcript_id"),
+        pl.coalesce(_optional(table, GENE_COLUMNS, "gene_id"), identifier).alias("gene_id"),
         _optional(table, ("gene_name",), "gene_name"),
         _optional(table, ("chr", "chromosome"), "chromosome"),
         _optional(table, ("strand",), "strand"),

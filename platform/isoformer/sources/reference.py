@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from isoformer.errors import InputError
 from isoformer.sequences import reverse_complement
-from isoformer.sources.files import chunks, existing_file, is_bgzip, open_bytes
+from isoformer.sources.fasta import ALLOWED, copy_fasta
+from isoformer.sources.files import existing_file, is_bgzip, open_bytes
 from isoformer.storage import LocalStorage, Storage
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ INDEX_SUFFIXES = ("", ".fai", ".gzi")
 _NOT_ACGT_TO_N = str.maketrans(
     {letter: "N" for letter in "RYSWKMBDHVryswkmbdhvn"} | dict(zip("acgtuU", "ACGTTT", strict=True))
 )
+_NOT_A_BASE = re.compile("[^ACGTN]")
 
 
 class Reference:
@@ -83,6 +86,14 @@ class Reference:
         if inside_start >= inside_end:
             return "N" * (end_bp - start_bp)
         bases = self._fasta.fetch(name, inside_start, inside_end).translate(_NOT_ACGT_TO_N)
+        if strange := _NOT_A_BASE.search(bases):
+            raise InputError(
+                "letter of a sequence is not one",
+                file=self.path,
+                record=name,
+                value=strange.group(),
+                allowed=ALLOWED,
+            )
         padded = "N" * (inside_start - start_bp) + bases + "N" * (end_bp - inside_end)
         return padded if strand == "+" else reverse_complement(padded)
 
@@ -166,35 +177,15 @@ def _recompress(paths: Sequence[str | Path], target: Path) -> tuple[str, int]:
     digest = hashlib.blake2b(digest_size=16)
     if len(sources) == 1 and is_bgzip(sources[0]):
         with open_bytes(sources[0]) as file:
-            headers = _copy_fasta(file, sources[0], digest, None)
+            headers = copy_fasta(file, sources[0], digest, None)
         shutil.copyfile(sources[0], target)
         return digest.hexdigest(), headers
     headers = 0
     with pysam.BGZFile(str(target), "wb", None) as out:
         for source in sources:
             with open_bytes(source) as file:
-                headers += _copy_fasta(file, source, digest, out)
+                headers += copy_fasta(file, source, digest, out)
     return digest.hexdigest(), headers
-
-
-def _copy_fasta(file: IO[bytes], source: Path, digest: Any, out: Any | None) -> int:
-    last, headers = b"", 0
-    for chunk in chunks(file):
-        if not last and not chunk.startswith(b">"):
-            first = chunk[:20].decode("ascii", "replace")
-            raise InputError(
-                "is not FASTA", file=source, line=1, value=first, allowed="a line starting with '>'"
-            )
-        headers += ((last[-1:] or b"\n") + chunk).count(b"\n>")
-        last = chunk
-        digest.update(chunk)
-        if out is not None:
-            out.write(chunk)
-    if not last.endswith(b"\n"):
-        digest.update(b"\n")
-        if out is not None:
-            out.write(b"\n")
-    return headers
 
 
 def _index(fasta: Path, paths: Sequence[str | Path], headers: int) -> None:
@@ -206,8 +197,22 @@ def _index(fasta: Path, paths: Sequence[str | Path], headers: int) -> None:
     except SamtoolsError as error:
         files = ", ".join(str(path) for path in paths)
         raise InputError(f"cannot be indexed as FASTA ({str(error).strip()})", file=files) from None
-    if len(Path(f"{fasta}.fai").read_text(encoding="utf-8").splitlines()) != headers:
+    names = [line.split(b"\t")[0] for line in Path(f"{fasta}.fai").read_bytes().split(b"\n") if line]
+    if strange := [name for name in names if not _is_printable(name)]:
+        shown = strange[0].decode("latin-1")
+        files = ", ".join(map(str, paths))
+        raise InputError(
+            "name of a sequence cannot be printed", file=files, value=shown, allowed="UTF-8 text"
+        )
+    if len(names) != headers:
         raise _named_twice(paths)  # the indexer keeps the first of the two without an error
+
+
+def _is_printable(name: bytes) -> bool:
+    try:
+        return name.decode().isprintable()
+    except UnicodeDecodeError:
+        return False
 
 
 def _named_twice(paths: Sequence[str | Path]) -> InputError:
@@ -219,7 +224,9 @@ def _named_twice(paths: Sequence[str | Path]) -> InputError:
             ):
                 if name in seen:
                     return InputError(
-                        f"sequence is there twice, first in {seen[name]}", file=path, record=name.decode()
+                        f"sequence is there twice, first in {seen[name]}",
+                        file=path,
+                        record=name.decode(errors="replace"),
                     )
                 seen[name] = path
     return InputError("a sequence has no name", file=", ".join(map(str, paths)), allowed=">name")

@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 from pyarrow import csv
 
 from isoformer.errors import InputError
+from isoformer.parquet_file import open_parquet
 from isoformer.schema import TISSUES
-from isoformer.sources.files import existing_file, open_bytes
+from isoformer.sources.files import existing_file, open_bytes, open_text
 
 MISSING: Final = frozenset({"", "na", "nan", "null", "none"})
 """Cells that say 'not measured', in lower case: the target is masked, and counted."""
+LONGEST_HEADER_BYTES: Final = 16 << 20
 _BLOCK_BYTES: Final = 32 << 20
 
 
@@ -33,10 +35,7 @@ def read_table(path: str | Path, role: str) -> pl.DataFrame:
     """
     source = existing_file(path, role)
     if source.suffix == ".parquet":
-        try:
-            return pl.read_parquet(source)
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise InputError(f"{role} cannot be read as Parquet ({error})", file=source) from None
+        return _parquet(source, role)
     header, delimiter = read_header(source)
     return _delimited(source, header, delimiter)
 
@@ -44,9 +43,12 @@ def read_table(path: str | Path, role: str) -> pl.DataFrame:
 def read_header(source: Path) -> tuple[list[str], str]:
     """Column names and the delimiter (tab or comma) of a delimited file."""
     with open_bytes(source) as file:
-        line = file.readline().decode("utf-8-sig", "replace").rstrip("\r\n")
+        line = file.readline(LONGEST_HEADER_BYTES).decode("utf-8-sig", "replace").rstrip("\r\n")
     delimiter = "\t" if line.count("\t") >= line.count(",") else ","
-    names = next(python_csv.reader([line], delimiter=delimiter), [])
+    try:
+        names = next(python_csv.reader([line], delimiter=delimiter), [])
+    except python_csv.Error as error:
+        raise InputError(f"header cannot be read ({error})", file=source, line=1, value=line) from None
     repeated = (
         sorted({name for name in names if names.count(name) > 1}) if len(names) != len(set(names)) else []
     )
@@ -123,10 +125,12 @@ def tpm_matrix(table: pl.DataFrame, columns: Sequence[str], source: str | Path) 
     return values
 
 
-def require_unique(identifiers: Sequence[str], source: str | Path, first_line: int = 2) -> None:
-    """InputError where an id is there twice: which of the two rows holds would be a guess."""
+def require_ids(identifiers: Sequence[str | None], source: str | Path, first_line: int = 2) -> None:
+    """InputError where an id is empty, or there twice: which of the two rows holds would be a guess."""
     seen: dict[str, int] = {}
     for line, identifier in enumerate(identifiers, first_line):
+        if identifier is None or not identifier.strip():
+            raise InputError("transcript has no id", file=source, line=line, allowed="one row a transcript")
         if identifier in seen:
             raise InputError(
                 f"transcript is there twice, first on line {seen[identifier]}",
@@ -138,6 +142,18 @@ def require_unique(identifiers: Sequence[str], source: str | Path, first_line: i
         seen[identifier] = line
 
 
+def _parquet(source: Path, role: str) -> pl.DataFrame:
+    """Read with Arrow: polars panics at a damaged footer."""
+    try:
+        with open_parquet(source) as file:
+            table = file.read()
+        table.validate(full=True)
+        bare = pa.table(table.columns, names=table.column_names)  # polars panics at damaged metadata
+        return pl.DataFrame(pl.from_arrow(bare))
+    except (pa.ArrowException, pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{role} cannot be read as Parquet ({error})", file=source) from None
+
+
 def _delimited(source: Path, header: Sequence[str], delimiter: str) -> pl.DataFrame:
     odd: list[csv.InvalidRow] = []
 
@@ -146,7 +162,7 @@ def _delimited(source: Path, header: Sequence[str], delimiter: str) -> pl.DataFr
         return "error"
 
     types: Mapping[str, pa.DataType] = dict.fromkeys(header, pa.large_string())
-    with open_bytes(source) as file:
+    with open_text(source) as file:
         try:
             table = csv.read_csv(
                 pa.PythonFile(file, mode="r"),
