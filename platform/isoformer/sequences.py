@@ -140,14 +140,14 @@ def unknown_fraction(sequence: str) -> float:
 
 
 def _normalised_nucleotides(sequence: str, modality: Modality) -> tuple[str, dict[str, int]]:
-    letters = sequence.strip().translate(_TO_DNA).upper()
+    letters = _upper(sequence).translate(_TO_DNA)
     _refuse(_NOT_A_NUCLEOTIDE, letters, modality, "A C G T U N and IUPAC ambiguity codes")
     letters, ambiguous = _AMBIGUOUS_NUCLEOTIDE.subn("N", letters)
     return letters, _counted(ambiguous_to_n=ambiguous, unknown=letters.count("N"))
 
 
 def _normalised_protein(sequence: str) -> tuple[str, dict[str, int]]:
-    letters = sequence.strip().upper()
+    letters = _upper(sequence)
     _refuse(_NOT_A_RESIDUE, letters, "protein", "the 20 amino acids, B J O U X Z and *")
     terminal = letters.endswith("*")
     letters = letters[:-1] if terminal else letters
@@ -155,6 +155,12 @@ def _normalised_protein(sequence: str) -> tuple[str, dict[str, int]]:
     letters = letters.replace("*", "X")
     ambiguous = len(_AMBIGUOUS_RESIDUE.findall(letters))
     return letters, _counted(terminal_stop=int(terminal), stop_to_x=internal, ambiguous=ambiguous)
+
+
+def _upper(sequence: str) -> str:
+    """In upper case, where that is a letter for a letter: `ß` would become the residues SS."""
+    letters = sequence.strip()
+    return letters.upper() if letters.isascii() else letters
 
 
 def _refuse(pattern: re.Pattern[str], letters: str, modality: Modality, allowed: str) -> None:

@@ -7,7 +7,9 @@ from Bio.Seq import Seq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from isoformer.encoders.letters import clean_sequence
 from isoformer.errors import InputError
+from isoformer.schema import Modality
 from isoformer.sequences import (
     MITOCHONDRIAL_CODE,
     STANDARD_CODE,
@@ -124,3 +126,11 @@ def test_any_window_has_its_length_and_its_tss_in_place(tss_bp: int, strand: str
     assert end_bp - start_bp == window_bases
     window = GENOME.fetch("chr1", start_bp, end_bp, strand)
     assert window[window_bases // 2] == GENOME.fetch("chr1", tss_bp, tss_bp + 1, strand)
+
+
+@pytest.mark.parametrize("letters", ["MAßK", "MAıK", "ACſGT", "ACGT\u212a"])
+@pytest.mark.parametrize("modality", ["protein", "rna"])
+def test_a_letter_that_becomes_others_in_upper_case_is_refused(letters: str, modality: Modality) -> None:
+    with pytest.raises(InputError, match="is not one"):
+        normalise(letters, modality)
+    assert len(clean_sequence(letters, modality, max_letters=None).letters) == len(letters)

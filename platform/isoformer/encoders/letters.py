@@ -31,6 +31,7 @@ LongPolicy = Literal["left", "right", "center", "windows"]
 CROP_POLICY: Final[Mapping[Modality, LongPolicy]] = {"dna": "center", "rna": "left", "protein": "right"}
 
 _NOT_NUCLEOTIDE = re.compile("[^ACGT]")
+_NOT_ASCII = re.compile("[^\x00-\x7f]")
 _U_TO_T = str.maketrans("U", "T")
 
 
@@ -55,6 +56,8 @@ def clean_sequence(
     `max_letters` null: nothing is cropped. EncoderError where no letter is valid.
     """
     given = sequence.strip()
+    if not given.isascii():  # in upper case `ß` would be the residues SS
+        given = _NOT_ASCII.sub("?", given)
     given = given.removesuffix("*") if modality == "protein" else given
     kept, dropped = crop(given, long_sequences or CROP_POLICY[modality], max_letters or len(given))
     upper = kept.upper()
