@@ -70,6 +70,17 @@ def quiet_ray_data() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def has_gpu() -> bool:
+    """Whether the cluster has a GPU now, or an autoscaler that would bring one."""
+    import ray
+    from ray._private.state import state
+
+    if ray.cluster_resources().get("GPU", 0) > 0:  # type: ignore[no-untyped-call]
+        return True
+    to_come = state.get_max_resources_from_cluster_config() or {}
+    return to_come.get("GPU", 0) > 0
+
+
 def _address(config: RayConfig) -> str | None:
     """Host and port of the cluster to connect to; None where a local one is to be started."""
     address = config.address or os.environ.get("RAY_ADDRESS")

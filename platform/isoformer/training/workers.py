@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from isoformer import errors
 from isoformer.errors import ClusterError, IsoformerError
+from isoformer.ray_session import has_gpu
 from isoformer.storage import full_disk
 from isoformer.training import counters
 from isoformer.training.config import TrainConfig
@@ -209,9 +210,6 @@ class _Inbox:
 
 
 def _uses_gpu(config: TrainConfig) -> bool:
-    import ray
-
-    has_gpu = ray.cluster_resources().get("GPU", 0) > 0  # type: ignore[no-untyped-call]
-    if config.device == "cuda" and not has_gpu:
+    if config.device == "cuda" and not has_gpu():
         raise ClusterError("train.device is cuda, but the cluster has no GPU; allowed: auto, cpu")
-    return config.device != "cpu" and has_gpu
+    return config.device != "cpu" and has_gpu()
