@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,7 +35,8 @@ from isoformer.encoders.weights_files import (
     state_file,
     weights_folder,
 )
-from isoformer.errors import ConfigError, EncoderError
+from isoformer.encoders.weights_manifest import read_json
+from isoformer.errors import ConfigError, EncoderError, shortened
 from isoformer.schema import Modality
 
 OPTIONS: Final = frozenset(
@@ -134,14 +136,23 @@ def _opened(choice: EncoderChoice) -> tuple[Path, dict[str, Any]]:
     """The folder and its config.json, once nothing in it needs to be refused."""
     folder = config_folder(_in_folder(choice))
     config = read_config(folder)
-    model_type = str(config.get("model_type", ""))
+    model_type = config.get("model_type", "")
+    if not isinstance(model_type, str):
+        raise EncoderError(
+            f"{folder / 'config.json'}: model_type must be a name, got {shortened(model_type)}"
+        )
     if not _is_native(model_type):
         raise EncoderError(_refusal(folder, model_type, config))
-    if config.get("is_decoder") or any(
-        name.endswith(_DECODERS) for name in config.get("architectures") or ()
-    ):
+    if config.get("is_decoder") or any(name.endswith(_DECODERS) for name in _architectures(config, folder)):
         raise EncoderError(f"{folder}: a {model_type} that decodes is no encoder: its states look back only")
     return folder, config
+
+
+def _architectures(config: Mapping[str, Any], folder: Path) -> list[str]:
+    named = config.get("architectures") or []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise EncoderError(f"{folder / 'config.json'}: architectures must be names, got {shortened(named)}")
+    return named
 
 
 def _in_folder(choice: EncoderChoice) -> EncoderChoice:
@@ -175,13 +186,16 @@ def _modality(choice: EncoderChoice) -> Modality:
 def _max_tokens(choice: EncoderChoice, config: Mapping[str, Any], folder: Path) -> int:
     """The lesser of the model's positions and the tokenizer's own limit; what the user asks, within that."""
     model_type = config["model_type"]
-    limits = [int(config[name]) for name in _POSITIONS if isinstance(config.get(name), int)][:1]
+    limits = [_whole(config, name, folder / "config.json") for name in _POSITIONS if config.get(name)][:1]
     if limits and model_type in _OFFSET_POSITIONS:
-        limits[0] -= int(config.get("pad_token_id") or 0) + 1
+        padding = config.get("pad_token_id")
+        limits[0] -= (padding if isinstance(padding, int) else 0) + 1
     settings = folder / "tokenizer_config.json"
-    if settings.is_file():
-        limits += [int(json.loads(settings.read_text(encoding="utf-8")).get("model_max_length") or 10**9)]
+    if settings.is_file() and (tokenizer := read_json(settings)).get("model_max_length"):
+        limits += [_whole(tokenizer, "model_max_length", settings)]
     most = min(limits, default=10**9)
+    if most < 1:
+        raise EncoderError(f"{folder}: its config and tokenizer leave no position for a token")
     if choice.max_tokens is not None and (choice.max_tokens <= most or model_type in _RELATIVE_POSITIONS):
         return choice.max_tokens
     if choice.max_tokens is not None:
@@ -193,10 +207,18 @@ def _max_tokens(choice: EncoderChoice, config: Mapping[str, Any], folder: Path) 
     return most
 
 
+def _whole(settings: Mapping[str, Any], name: str, file: Path) -> int:
+    """A limit, which a library may write as a float where there is none."""
+    value = settings[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < math.inf:
+        raise EncoderError(f"{file}: {name} must be a number of at least 1, got {shortened(value)}")
+    return int(value)
+
+
 def _size(config: Mapping[str, Any], names: tuple[str, ...], folder: Path) -> int:
     for name in names:
         if isinstance(config.get(name), int):
-            return int(config[name])
+            return _whole(config, name, folder / "config.json")
     raise EncoderError(f"{folder / 'config.json'}: none of the fields {', '.join(names)}")
 
 

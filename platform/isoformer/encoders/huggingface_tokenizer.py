@@ -22,7 +22,8 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from isoformer.encoders.letters import NUCLEOTIDES, RESIDUES, LongPolicy, clean_sequence
 from isoformer.encoders.spec import Tokenized
-from isoformer.errors import EncoderError
+from isoformer.encoders.weights_manifest import read_json
+from isoformer.errors import EncoderError, shortened
 from isoformer.schema import Modality
 
 _FILES: Final = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
@@ -56,8 +57,11 @@ class Vocabulary:
     after: tuple[int, ...]
 
     def encode(self, text: str) -> tokenizers.Encoding:
-        """Without special tokens."""
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        """Without special tokens. EncoderError where the library cannot, as without a token for the unknown."""
+        try:
+            return self.tokenizer.encode(text, add_special_tokens=False)
+        except Exception as error:  # the library raises nothing narrower
+            raise EncoderError(f"its tokenizer cannot read {shortened(text, 40)}: {error}") from None
 
     def unknown(self, text: str) -> int:
         """How many tokens of the text are `<unk>`."""
@@ -123,9 +127,13 @@ def read_tokenizer(
 ) -> LibraryTokenizer:
     """EncoderError where the folder has none that can be read, or where it does not know the letters."""
     vocabulary = _vocabulary(folder)
-    writing = _writing(vocabulary, modality)
-    letters = _letters(modality)
-    if strange := [letter for letter in letters if vocabulary.unknown(writing(letter))]:
+    try:
+        writing = _writing(vocabulary, modality)
+        letters = _letters(modality)
+        strange = [letter for letter in letters if vocabulary.unknown(writing(letter))]
+    except EncoderError as error:
+        raise EncoderError(f"{folder}: {error}") from None
+    if strange:
         raise EncoderError(
             f"{folder}: its vocabulary does not know {', '.join(strange)} of {modality}; is that right?"
         )
@@ -166,7 +174,10 @@ def _vocabulary(folder: Path) -> Vocabulary:
         )
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    framed = tokenizer.encode("A")
+    try:
+        framed = tokenizer.encode("A")
+    except Exception as error:  # the library raises nothing narrower
+        raise EncoderError(f"{folder}: its tokenizer cannot be used: {error}") from None
     own = [place for place, special in enumerate(framed.special_tokens_mask) if not special]
     if not own:
         raise EncoderError(f"{folder}: its tokenizer makes no token of the letter A")
@@ -187,7 +198,10 @@ def _from_json(path: Path) -> tuple[tokenizers.Tokenizer, str | None]:
 
 
 def _from_vocabulary(folder: Path, settings: dict[str, Any]) -> tuple[tokenizers.Tokenizer, str]:
-    lines = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    try:
+        lines = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise EncoderError(f"{folder / 'vocab.txt'}: is not UTF-8 text: {error}") from None
     ids = {token.strip(): place for place, token in enumerate(lines) if token.strip()}
     model_type = _read_json(folder / "config.json").get("model_type", "")
     kind = (settings.get("tokenizer_class") or _CLASS_OF_MODEL.get(model_type, "")).removesuffix("Fast")
@@ -249,10 +263,4 @@ def _sample(modality: Modality) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise EncoderError(f"{path}: cannot be read: {error}") from None
-    return described if isinstance(described, dict) else {}
+    return read_json(path) if path.is_file() else {}

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from zipfile import BadZipFile, is_zipfile
 
 from isoformer.encoders.catalogue import PUBLISHED
 from isoformer.encoders.registry import HUGGING_FACE, EncoderChoice
@@ -28,6 +27,7 @@ from isoformer.encoders.weights_manifest import (
     weight_map,
 )
 from isoformer.errors import ConfigError, EncoderError
+from isoformer.torch_file import TorchFileError, read_torch_file
 
 if TYPE_CHECKING:
     import torch
@@ -134,19 +134,15 @@ def stored_content(path: Path, *, classes: Sequence[type] = ()) -> object:
 
     EncoderError for anything else; no code of the file's is run.
     """
-    import pickle
-
-    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals(list(classes)):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, BadZipFile) as error:
-        raise EncoderError(f"{path}: not a readable file of plain tensors: {_reason(error)}") from None
+        return read_torch_file(path, classes=classes, mmap=True)
+    except (SafetensorError, TorchFileError, OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise EncoderError(f"{path}: not a readable file of plain tensors: {error}") from None
 
 
 def plain_tensors(state: object, path: Path) -> dict[str, torch.Tensor]:
@@ -208,11 +204,6 @@ def _advice(choice: EncoderChoice) -> str:
     pull = f", or run `isoformer weights pull {choice.name}`"
     can_be_pulled = choice.name in PUBLISHED or choice.name.startswith(HUGGING_FACE)
     return f"; this encoder comes without weights: give `weights`, a folder{pull if can_be_pulled else ''}"
-
-
-def _reason(error: Exception) -> str:
-    """Torch's own text advises to run the file's code; only what is wrong is kept of it."""
-    return str(error).rpartition("WeightsUnpickler error: ")[2].split("\n")[0]
 
 
 def _article(word: str) -> str:

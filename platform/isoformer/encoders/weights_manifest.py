@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from isoformer.config import FrozenConfig, build
+from isoformer.documents import DocumentError, parse_mapping
 from isoformer.errors import ConfigError, EncoderError
 
 CONFIG: Final = "config.json"
@@ -210,7 +211,7 @@ def _hashed(path: Path, digest: Any) -> str:
 
 
 def _require_plain(name: str, origin: str) -> None:
-    if name != Path(name).name or name.startswith(".") or "\\" in name:
+    if not name or name != Path(name).name or name.startswith(".") or "\\" in name:
         raise EncoderError(f"{origin}: {name!r} must be a plain file name in the same folder")
 
 
@@ -223,9 +224,6 @@ def _read(path: Path) -> bytes:
 
 def _json(data: bytes, origin: str) -> dict[str, Any]:
     try:
-        content = json.loads(data)
-    except ValueError as error:
-        raise EncoderError(f"{origin}: is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise EncoderError(f"{origin}: must be a mapping, got {type(content).__name__}")
-    return content
+        return parse_mapping(data)
+    except DocumentError as error:
+        raise EncoderError(f"{origin}: {error}") from None

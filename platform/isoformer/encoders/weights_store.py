@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from isoformer.documents import stored_mapping
 from isoformer.encoders.catalogue import PUBLISHED
 from isoformer.encoders.registry import HUGGING_FACE, EncoderChoice
 from isoformer.encoders.weights_manifest import (
@@ -28,12 +29,13 @@ from isoformer.encoders.weights_manifest import (
     commit_version,
     parse_manifest,
 )
-from isoformer.errors import EncoderError, StorageError
+from isoformer.errors import EncoderError, StorageError, shortened
 from isoformer.storage import Storage
 
 _PREFIX: Final = "weights/"
 _CURRENT: Final = "current.json"
 _CHUNK_BYTES: Final = 8 << 20
+_VERSION: Final = re.compile(r"\w[\w.-]*", re.ASCII)
 _REPOSITORY: Final = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 
 
@@ -89,9 +91,14 @@ def folder_uri(storage: Storage, repository: str, version: str) -> str:
 
 
 def current_version(storage: Storage, repository: str) -> str | None:
-    """The version that this root uses."""
+    """The version that this root uses. StorageError where the file that says so is damaged."""
     key = f"{_PREFIX}{repository}/{_CURRENT}"
-    return str(json.loads(storage.read_bytes(key))["version"]) if storage.exists(key) else None
+    if not storage.exists(key):
+        return None
+    version: str = stored_mapping(storage, key, {"version": str})["version"]
+    if not _VERSION.fullmatch(version):
+        raise StorageError(f"{storage.uri}/{key}: version {shortened(version)} is no version's name")
+    return version
 
 
 def find_manifest(storage: Storage, repository: str, version: str) -> WeightsManifest | None:

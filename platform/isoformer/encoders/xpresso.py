@@ -170,8 +170,15 @@ def read_keras_file(path: Path) -> dict[str, NDArray[np.float32]]:
                 for name in SHAPES
                 if f"{name.split('/')[0]}/{name}:0" in group
             }
-    except OSError as error:
-        raise EncoderError(f"{path}: not a readable HDF5 file: {error}") from None
+    except (
+        OSError,
+        RuntimeError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:  # h5py's, of a damaged file
+        raise EncoderError(f"{path}: not a readable HDF5 file of arrays: {error}") from None
     check_names_and_shapes(SHAPES, {name: array.shape for name, array in found.items()}, file=path)
     return found
 
