@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from isoformer.errors import FingerprintError, InputError, StorageError
+from isoformer.parquet_file import open_parquet
 from isoformer.schema import SCHEMA_VERSION, shard_name
 from isoformer.storage import Storage
 
@@ -37,10 +37,10 @@ class Shard(BaseModel):
     """A file that came out. The digest is blake2b over its bytes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str
-    transcripts: int
-    genes: int
-    bytes: int
+    name: str = Field(pattern=r"^shard-\d{5,}\.parquet$")
+    transcripts: NonNegativeInt
+    genes: NonNegativeInt
+    bytes: NonNegativeInt
     digest: str
 
 
@@ -50,12 +50,12 @@ class Counts(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    rows_in: int
-    rows_out: int
-    quarantined: dict[str, int]
-    status: dict[str, int]
-    notes: dict[str, int]
-    splits: dict[str, int]
+    rows_in: NonNegativeInt
+    rows_out: NonNegativeInt
+    quarantined: dict[str, NonNegativeInt]
+    status: dict[str, NonNegativeInt]
+    notes: dict[str, NonNegativeInt]
+    splits: dict[str, NonNegativeInt]
     sources: dict[str, int]
 
     def require_reconciled(self) -> None:
@@ -143,6 +143,8 @@ def read_shard(storage: Storage, index: int, columns: Sequence[str] | None = Non
     key = f"transcripts/{shard_name(index)}"
     try:
         with storage.open_input(key) as file:
-            return pq.ParquetFile(file).read(columns=None if columns is None else list(columns))
-    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+            table = open_parquet(file).read(columns=None if columns is None else list(columns))
+            table.validate(full=True)  # a damaged page may hold texts that are none
+            return table
+    except (pa.ArrowException, OSError) as error:
         raise StorageError(f"{storage.uri}/{key}: cannot be read as Parquet ({error})") from None

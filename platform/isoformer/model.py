@@ -16,17 +16,19 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from isoformer.config import build
+from isoformer.documents import DocumentError, parse_mapping
 from isoformer.encoders.resolution import reduce_each
 from isoformer.encoders.spec import Packed
 from isoformer.errors import InputError
@@ -244,21 +246,43 @@ def load_model(path: Path) -> IsoFormer:
     """Rebuild what `save_model` wrote. InputError where the file is not such a model."""
     try:
         with safe_open(path, framework="pt") as file:
-            described = json.loads((file.metadata() or {})["isoformer"])
+            described = parse_mapping((file.metadata() or {})["isoformer"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, KeyError, DocumentError) as error:
         raise InputError(f"not a saved model ({error})", file=path) from error
-    config = build(ModelConfig, described["config"], origin=str(path))
-    model = IsoFormer(
-        config, described["input_widths"], described["target_names"], encoders=_unfilled(config, described)
-    )
-    model.load_state_dict(tensors)
+    model = _filled(build(_Described, described, origin=str(path)), tensors, path)
     return model.eval()
 
 
-def _unfilled(config: ModelConfig, described: Mapping[str, Any]) -> dict[Modality, TrainableEncoder]:
+class _Described(BaseModel):
+    """What `save_model` writes beside the weights."""
+
+    model_config = ConfigDict(frozen=True)
+
+    config: ModelConfig
+    input_widths: dict[Modality, Annotated[int, Field(ge=1)]]
+    target_names: tuple[str, ...] = Field(min_length=1)
+    encoder_configs: dict[Modality, Any] = Field(default_factory=dict)
+
+
+def _filled(described: _Described, tensors: dict[str, Tensor], path: Path) -> IsoFormer:
+    """Shapes are compared before any memory is taken for them."""
+    config, sizes = described.config, (described.input_widths, described.target_names)
+    try:
+        if not config.encoders:
+            with torch.device("meta"):
+                IsoFormer(config, *sizes).load_state_dict({n: t.to("meta") for n, t in tensors.items()})
+        model = IsoFormer(config, *sizes, encoders=_unfilled(config, described))
+        model.load_state_dict(tensors)
+    except (RuntimeError, KeyError) as error:
+        problem = f"its weights are not those of the model that it describes ({error})"
+        raise InputError(problem, file=path) from error
+    return model
+
+
+def _unfilled(config: ModelConfig, described: _Described) -> dict[Modality, TrainableEncoder]:
     if not config.encoders:
         return {}
     from isoformer.encoders.trainable import unfilled
 
-    return {m: unfilled(inside, described["encoder_configs"][m]) for m, inside in config.encoders.items()}
+    return {m: unfilled(inside, described.encoder_configs[m]) for m, inside in config.encoders.items()}

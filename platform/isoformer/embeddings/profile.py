@@ -20,8 +20,11 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
+from isoformer.documents import stored_mapping
 from isoformer.embeddings.workload import Workload
+from isoformer.errors import StorageError
 from isoformer.schema import SCHEMA_VERSION
 from isoformer.storage import Storage
 
@@ -46,16 +49,16 @@ class EncoderCost:
     `token_budget`: what was left of it after memory ran out on this hardware.
     """
 
-    load_seconds: float
-    seconds_per_shard: float
-    seconds_per_sequence: float
-    seconds_per_token: float
-    seconds_per_token_pair: float
+    load_seconds: FiniteFloat
+    seconds_per_shard: FiniteFloat
+    seconds_per_sequence: FiniteFloat
+    seconds_per_token: FiniteFloat
+    seconds_per_token_pair: FiniteFloat
     hardware: str
     tokens: int
-    observed_over_modelled: float = 1.0
+    observed_over_modelled: FiniteFloat = 1.0
     token_budget: int | None = None
-    seconds_per_byte: float = 0.0
+    seconds_per_byte: FiniteFloat = 0.0
 
     def seconds(self, work: Workload) -> float:
         """Of one shard, on one actor that has the encoder loaded."""
@@ -73,7 +76,7 @@ class Profile:
     """Measured costs by encoder, device and threads; seconds from a run's start to its first pack."""
 
     costs: Mapping[str, EncoderCost] = field(default_factory=dict)
-    startup_seconds: float | None = None
+    startup_seconds: FiniteFloat | None = None
 
     def cost(self, encoder: str, device: str, threads: int) -> EncoderCost | None:
         """What is known of an encoder pass on this kind of device, with this many threads an actor."""
@@ -85,13 +88,24 @@ class Profile:
 
 
 def read_profile(storage: Storage) -> Profile:
-    """What was measured for this root; empty where nothing was, or in an older layout."""
+    """What was measured for this root; empty where nothing was, or in an older layout.
+
+    StorageError where the file is damaged; it may be deleted, since the next run measures anew.
+    """
     if not storage.exists(PROFILE_KEY):
         return Profile()
-    data = json.loads(storage.read_bytes(PROFILE_KEY))
+    data = stored_mapping(storage, PROFILE_KEY)
     if (data.get("schema_version"), data.get("layout")) != (SCHEMA_VERSION, _LAYOUT):
         return Profile()
-    return Profile({key: EncoderCost(**cost) for key, cost in data["costs"].items()}, data["startup_seconds"])
+    try:
+        return TypeAdapter(Profile).validate_python(
+            {name: data[name] for name in ("costs", "startup_seconds")}
+        )
+    except (ValidationError, KeyError) as error:
+        where = ".".join(map(str, error.errors()[0]["loc"])) if isinstance(error, ValidationError) else error
+        raise StorageError(
+            f"{storage.uri}/{PROFILE_KEY}: {where} is not as measured; delete the file"
+        ) from None
 
 
 def write_profile(storage: Storage, profile: Profile) -> None:

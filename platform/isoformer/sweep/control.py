@@ -11,6 +11,7 @@ import json
 import time
 from typing import Any, Final, Literal, cast, get_args
 
+from isoformer.documents import stored_mapping
 from isoformer.errors import StorageError
 from isoformer.storage import Storage
 
@@ -50,8 +51,8 @@ class Control:
         try:
             if not self._storage.exists(_key(self._study)):
                 return None
-            found = json.loads(self._storage.read_bytes(_key(self._study)))["request"]
-        except StorageError:  # not now: asked again in a second
+            found = stored_mapping(self._storage, _key(self._study), {"request": str})["request"]
+        except StorageError:  # not now, or not one: asked again in a second
             return None
         return cast(Request, found) if found in get_args(Request) else None
 

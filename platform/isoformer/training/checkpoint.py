@@ -12,7 +12,6 @@ need no state.
 from __future__ import annotations
 
 import os
-import pickle
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping
@@ -21,12 +20,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from isoformer.errors import FingerprintError, InputError
 from isoformer.model import IsoFormer, save_model
+from isoformer.torch_file import TorchFileError, read_torch_file
 
 MODEL_FILE: Final = "model.safetensors"
 LATEST_FILE: Final = "latest.safetensors"
@@ -92,10 +93,7 @@ def read_checkpoint(
     InputError where the folder is no checkpoint; FingerprintError where it was made from another
     configuration or data.
     """
-    try:
-        state = torch.load(folder / STATE_FILE, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"not a checkpoint ({error})", file=folder / STATE_FILE) from error
+    state = _state(folder / STATE_FILE)
     theirs = state["made_from"]
     compared = {*theirs, *made_from} - set(may_differ)
     differing = sorted(key for key in compared if theirs.get(key) != made_from.get(key))
@@ -114,6 +112,21 @@ def with_weights(model: IsoFormer, weights: Mapping[str, Tensor]) -> IsoFormer:
     copy = model.unfilled_copy()
     copy.load_state_dict({name: tensor.detach().cpu() for name, tensor in weights.items()})
     return copy.eval()
+
+
+def _state(file: Path) -> dict[str, Any]:
+    """state.pt, with all that is needed of it."""
+    try:
+        found: Any = read_torch_file(file)
+        if not isinstance(found, dict):
+            raise TorchFileError(f"holds a {type(found).__name__}")
+        for name in ("made_from", "progress", "optimizer"):
+            if not isinstance(found.get(name), dict):
+                raise TorchFileError(f"has no {name}")
+        TypeAdapter(Progress).validate_python(found["progress"])
+    except ValueError as error:
+        raise InputError(f"not a checkpoint ({error})", file=file) from error
+    return {"averaged": None, **found}
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from isoformer.encoders.packed_transformer import (
 )
 from isoformer.encoders.transformer_config import TransformerConfig
 from isoformer.errors import EncoderError
+from isoformer.torch_file import TorchFileError, read_torch_file
 from isoformer.training.pretrain_batches import (
     Alphabet,
     BatchSource,
@@ -267,10 +268,13 @@ def _save(
 
 
 def _restore(folder: Path, model: MaskedLanguageModel, optimiser: torch.optim.Optimizer) -> Progress:
-    state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     try:
+        state: Any = read_torch_file(folder / "state.pt")
+        progress = Progress(**state["progress"])
         model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
     except RuntimeError as error:
         raise EncoderError(f"{folder}: checkpoint of another architecture: {error}") from None
-    optimiser.load_state_dict(state["optimiser"])
-    return Progress(**state["progress"])
+    except (TorchFileError, TypeError, KeyError, AttributeError) as error:
+        raise EncoderError(f"{folder}/state.pt: not a checkpoint of pre-training ({error})") from None
+    return progress

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -22,10 +23,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from isoformer.config import FrozenConfig, build, to_yaml
-from isoformer.errors import FingerprintError, StorageError
+from isoformer.documents import DocumentError, parse_mapping, parse_yaml, stored_mapping
+from isoformer.errors import FingerprintError, StorageError, shortened
 from isoformer.model import IsoFormer, load_model
 from isoformer.storage import LocalStorage, Storage
 from isoformer.training.checkpoint import LATEST_FILE, MODEL_FILE, STATE_FILE
@@ -33,6 +33,7 @@ from isoformer.training.config import TrainConfig
 from isoformer.training.data import PinnedDataset
 
 CHECKPOINT_FILES: Final = (LATEST_FILE, MODEL_FILE, STATE_FILE)
+_POSITION: Final = re.compile(r"epoch-\d{5,}-step-\d{7,}")
 
 
 class RunSettings(FrozenConfig):
@@ -114,19 +115,35 @@ class RunFolder:
         if not self.storage.exists(key):
             there = ", ".join(run_names(self.storage)) or "none"
             raise StorageError(f"{self.uri}: there is no such run; there are: {there}")
-        text = self.storage.read_bytes(key)
-        return build(RunSettings, yaml.safe_load(text), origin=f"{self.uri}/config.yaml")
+        try:
+            found = parse_yaml(self.storage.read_bytes(key))
+        except DocumentError as error:
+            raise StorageError(f"{self.uri}/config.yaml: {error}") from None
+        if not isinstance(found, dict):
+            raise StorageError(f"{self.uri}/config.yaml: must be a mapping, got {type(found).__name__}")
+        return build(RunSettings, found, origin=f"{self.uri}/config.yaml")
 
     def summary(self) -> dict[str, Any]:
         """run.json. StorageError where the run is not finished."""
         if not self.is_finished:
             raise StorageError(f"{self.uri}: the run is not finished; train it again with resume")
-        return json.loads(self.storage.read_bytes(self.prefix + "run.json"))
+        return stored_mapping(self.storage, self.prefix + "run.json")
 
     def history(self) -> list[dict[str, float]]:
-        """metrics.jsonl, an entry an epoch; what was undefined is NaN again."""
-        lines = self.storage.read_bytes(self.prefix + "metrics.jsonl").decode().splitlines()
-        return [{k: math.nan if v is None else v for k, v in json.loads(line).items()} for line in lines]
+        """metrics.jsonl, an entry an epoch; what was undefined is NaN again. StorageError for other texts."""
+        lines = self.storage.read_bytes(self.prefix + "metrics.jsonl").splitlines()
+        return [self._epoch(number, line) for number, line in enumerate(lines, 1)]
+
+    def _epoch(self, number: int, line: bytes) -> dict[str, float]:
+        where = f"{self.uri}/metrics.jsonl, line {number}"
+        try:
+            entry = parse_mapping(line)
+        except DocumentError as error:
+            raise StorageError(f"{where}: {error}") from None
+        for name, value in entry.items():
+            if value is not None and not isinstance(value, int | float):
+                raise StorageError(f"{where}: {name} must be a number or null, got {shortened(value)}")
+        return {name: math.nan if value is None else value for name, value in entry.items()}
 
     def model(self) -> IsoFormer:
         """The best model of a finished run."""
@@ -174,6 +191,11 @@ class RunFolder:
         self.storage.write_bytes(self.prefix + "run.json", text.encode())
         self.delete("resume/")
 
+    def tidy(self) -> None:
+        """Delete what a kill after `finish` has left of a finished run."""
+        for under in ("resume/", "ray/"):
+            self.delete(under)
+
     def delete(self, under: str) -> None:
         """Delete the objects of the run below a folder."""
         for key in self.storage.list(self.prefix + under):
@@ -183,7 +205,14 @@ class RunFolder:
 
     def _latest(self) -> str | None:
         key = self.prefix + "resume/latest.json"
-        return json.loads(self.storage.read_bytes(key))["position"] if self.storage.exists(key) else None
+        if not self.storage.exists(key):
+            return None
+        position: str = stored_mapping(self.storage, key, {"position": str})["position"]
+        if not _POSITION.fullmatch(position):
+            raise StorageError(
+                f"{self.storage.uri}/{key}: position {shortened(position)} is none of a checkpoint"
+            )
+        return position
 
 
 def run_names(storage: Storage) -> list[str]:

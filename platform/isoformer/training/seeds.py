@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
-from isoformer.errors import StorageError
+from isoformer.documents import stored_mapping
+from isoformer.errors import StorageError, shortened
 from isoformer.storage import Storage
 
+RUN_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 TIMES: Final = ("epoch", "wait_share", "transcripts_per_second", "learning_rate")
 
 
@@ -58,7 +61,10 @@ def read_seed_runs(storage: Storage, run: str) -> list[str]:
     """The runs of the seeds. StorageError where there are none under this name."""
     if not storage.exists(_key(run)):
         raise StorageError(f"{storage.uri}/{_key(run)}: there is no such set; train it with --seeds")
-    return list(json.loads(storage.read_bytes(_key(run)))["runs"])
+    runs: list[str] = stored_mapping(storage, _key(run), {"runs": list})["runs"]
+    if not all(isinstance(name, str) and re.fullmatch(RUN_NAME, name) for name in runs):
+        raise StorageError(f"{storage.uri}/{_key(run)}: runs must be names of runs, got {shortened(runs)}")
+    return runs
 
 
 def is_seed_set(storage: Storage, run: str) -> bool:
