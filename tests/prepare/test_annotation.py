@@ -179,7 +179,7 @@ def test_an_annotation_that_is_no_text_names_the_line(tmp_path: Path, bad: bytes
         read_annotation(path)
 
 
-@pytest.mark.parametrize("text", ["#a\tb\tc\td\te\tf\tg\th\ti\n", "##gff-version 3\n##FASTA\n>a\nACGT\n"])
+@pytest.mark.parametrize("text", ["#a\tb\tc\td\te\tf\tg\th\ti\n", "##FASTA\n>a\nACGT\n"])
 def test_an_annotation_of_comments_alone_has_no_features(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError, match="annotation has no feature lines"):
         _read(tmp_path, text)

@@ -14,6 +14,7 @@ from isoformer.config import build
 from isoformer.errors import InputError
 from isoformer.schema import TISSUES
 from isoformer.sequences import sequence_digest
+from isoformer.sources.published import read_plain
 from isoformer.storage import open_storage
 from isoformer.transcripts import Manifest, PrepareConfig, prepare, read_manifest, read_shard, run_here
 from prepare.tiny import PROTEIN, RNA, WINDOW_16, write_genome
@@ -206,3 +207,23 @@ def test_a_row_whose_id_is_blank_is_set_aside(tmp_path: Path) -> None:
     table = pl.DataFrame({"transcript_id": ["T1", "\t"], "rna": [RNA, RNA], "Liver": [1.0, 2.0]})
     manifest = _plain(tmp_path, table)
     assert manifest.counts.quarantined == {"without_id": 1} and manifest.counts.rows_out == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "problem"),
+    [
+        ("Liver", [["x"]], r"field 'Liver': target column holds no numbers: got 'List\(String\)'"),
+        ("Liver", [True], "field 'Liver': target column holds no numbers: got 'Boolean'"),
+        ("rna", [["A"]], r"field 'rna': column holds no text: got 'List\(String\)'"),
+        ("transcript_id", [False], "field 'transcript_id': column holds no text: got 'Boolean'"),
+        ("gene_id", [b"G"], "field 'gene_id': column holds no text: got 'Binary'"),
+    ],
+)
+def test_a_parquet_column_of_another_kind_is_named(
+    tmp_path: Path, column: str, values: list[Any], problem: str
+) -> None:
+    path = tmp_path / "table.parquet"
+    columns: dict[str, Any] = {"transcript_id": ["T1"], "gene_id": ["G1"], "rna": [RNA], "Liver": [1.0]}
+    pl.DataFrame(columns | {column: values}).write_parquet(path)
+    with pytest.raises(InputError, match=problem):
+        read_plain(path)

@@ -123,6 +123,8 @@ def _blocks(source: Path) -> Iterator[pl.DataFrame]:
 
 
 def _refuse_line(source: Path, problems: list[str], error: pa.ArrowInvalid) -> None:
+    if "Empty CSV file" in str(error):
+        raise InputError("annotation has no feature lines", file=source) from None
     if not problems:
         raise InputError(
             f"cannot be read as an annotation ({str(error).splitlines()[0][:120]})", file=source

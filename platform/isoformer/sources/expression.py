@@ -16,7 +16,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 from isoformer.errors import InputError
-from isoformer.sources.tables import choose_targets, find_column, read_table, require_ids, tpm_matrix
+from isoformer.sources.tables import (
+    choose_targets,
+    find_column,
+    read_table,
+    require_ids,
+    require_text,
+    tpm_matrix,
+)
 
 ID_COLUMNS: Final = ("transcript_id", "transcript_id_gtex", "Name", "transcript")
 OTHER_COLUMNS: Final = (*ID_COLUMNS, "gene_id", "gene_id_gtex", "gene_name", "Description", "label_source")
@@ -68,6 +75,7 @@ def _read_wide(path: str | Path, targets: Sequence[str] | None) -> Expression:
     table = read_table(path, "expression")
     id_column = find_column(table, ID_COLUMNS, path)
     names = choose_targets(table.columns, targets, OTHER_COLUMNS, path)
+    require_text(table, [id_column], path)
     identifiers = table[id_column].cast(pl.String).to_list()
     require_ids(identifiers, path)
     tpm = tpm_matrix(table, names, path)

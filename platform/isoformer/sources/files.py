@@ -97,6 +97,8 @@ class _CheckedText(io.RawIOBase):
             self._check(chunk)
             if self._begins:
                 chunk, self._begins = chunk.removeprefix(codecs.BOM_UTF8), False
+                if self._marker and chunk.startswith(self._marker[1:]):
+                    chunk = b""
             self._ended = not chunk
             if text := self._before_marker(chunk):
                 return text

@@ -23,7 +23,7 @@ from isoformer.errors import InputError
 from isoformer.schema import TISSUES
 from isoformer.sources.expression import Expression
 from isoformer.sources.files import checked_text, existing_file, open_bytes
-from isoformer.sources.tables import MISSING, find_column, read_table, require_ids
+from isoformer.sources.tables import MISSING, find_column, read_table, require_ids, require_text
 from isoformer.sources.tissues import group_tissue
 
 FIRST_COLUMNS: Final = (("transcript_id", "gene_id"), ("Name", "Description"))
@@ -69,6 +69,7 @@ def read_sample_tissues(path: str | Path) -> dict[str, str | None]:
     line.
     """
     table = read_table(path, "sample_tissues")
+    require_text(table, ("SAMPID", "SampleID", "sample_id", "SMTSD", "Tissue", "tissue"), path)
     samples = table[find_column(table, ("SAMPID", "SampleID", "sample_id"), path)]
     detailed = table[find_column(table, ("SMTSD", "Tissue", "tissue"), path)]
     tissues: dict[str, str | None] = {}

@@ -20,12 +20,16 @@ from numpy.typing import NDArray
 from isoformer.errors import InputError
 from isoformer.schema import TISSUES
 from isoformer.sources.expression import ID_COLUMNS
-from isoformer.sources.tables import choose_targets, find_column, read_table, tpm_matrix
+from isoformer.sources.tables import choose_targets, find_column, read_table, require_text, tpm_matrix
 
 GENE_COLUMNS: Final = ("gene_id_gtex", "gene_id", "Description")
 DNA_COLUMNS: Final = ("dna", "dna_seq", "DNA")
 RNA_COLUMNS: Final = ("rna", "rna_seq", "RNA")
 PROTEIN_COLUMNS: Final = ("protein", "protein_seq", "Protein")
+_TEXT_COLUMNS: Final = (
+    *ID_COLUMNS, *GENE_COLUMNS, *DNA_COLUMNS, *RNA_COLUMNS, *PROTEIN_COLUMNS, "gene_name", "chr",
+    "chromosome", "strand", "start", "end", "biotype", "transcript_type", "split", "5UTR", "CDS", "3UTR",
+)  # fmt: skip
 _NUMBERED_LABEL: Final = re.compile(r"labels?_(\d+)")
 
 
@@ -49,6 +53,7 @@ def read_published(path: str | Path, targets: Sequence[str] | None = None) -> Se
     InputError where a column is missing, or a place or TPM is not valid.
     """
     table = read_table(path, "table")
+    require_text(table, _TEXT_COLUMNS, path)
     names = list(targets) if targets else [tissue for tissue in TISSUES if tissue in table.columns]
     choose_targets(names, names, (), path)
     if not names:
@@ -76,6 +81,7 @@ def read_plain(path: str | Path, targets: Sequence[str] | None = None) -> Sequen
     is counted.
     """
     table = read_table(path, "table")
+    require_text(table, _TEXT_COLUMNS, path)
     if not any(name in table.columns for name in (*DNA_COLUMNS, *RNA_COLUMNS, *PROTEIN_COLUMNS)):
         raise InputError("no sequence column", file=path, line=1, allowed="dna, rna, protein")
     numbered = sorted(filter(_NUMBERED_LABEL.fullmatch, table.columns), key=_label_number)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv as python_csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -117,12 +117,25 @@ def tpm_matrix(table: pl.DataFrame, columns: Sequence[str], source: str | Path) 
             missing = text.str.to_lowercase().is_in(list(MISSING)) | text.is_null()
             numbers = text.cast(pl.Float64, strict=False)
             _refuse_cell(numbers.is_null() & ~missing, table, name, source, "TPM is not a number")
-        else:
+        elif column.dtype.is_numeric() or column.dtype == pl.Null:
             numbers = column.cast(pl.Float64)
+        else:
+            raise InputError(
+                "target column holds no numbers", file=source, field=name, value=str(column.dtype)
+            )
         values[:, place] = numbers.fill_null(math.nan).to_numpy()
         _refuse_cell(numbers < 0, table, name, source, "TPM is negative")
         _refuse_cell(numbers.is_infinite(), table, name, source, "TPM is infinite")
     return values
+
+
+def require_text(table: pl.DataFrame, names: Iterable[str], source: str | Path) -> None:
+    """InputError where one of these columns is there and holds neither text nor numbers, as in Parquet."""
+    for name in names:
+        kind = table[name].dtype if name in table.columns else pl.Null()
+        is_text = kind in (pl.String, pl.Null, pl.Categorical, pl.Enum)
+        if not is_text and not kind.is_numeric():
+            raise InputError("column holds no text", file=source, field=name, value=str(kind), allowed="text")
 
 
 def require_ids(identifiers: Sequence[str | None], source: str | Path, first_line: int = 2) -> None:
