@@ -23,9 +23,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from isoformer.embeddings.key import NUMPY_DTYPES
 from isoformer.errors import StorageError
+from isoformer.parquet_file import open_parquet
 from isoformer.schema import EMBEDDINGS_SCHEMA, Modality
 
 # L positions of one sequence, D width
@@ -142,7 +144,7 @@ def _writing_thread() -> ThreadPoolExecutor:
 def opened(source: pa.NativeFile, uri: str) -> pq.ParquetFile:
     """StorageError where the object is truncated or no Parquet file."""
     try:
-        return pq.ParquetFile(source, page_checksum_verification=True)
+        return open_parquet(source, page_checksum_verification=True)
     except (pa.ArrowInvalid, OSError) as error:
         raise StorageError(
             f"{uri}: is not a whole Parquet file; delete it and run embed again: {error}"
@@ -155,10 +157,20 @@ def footer_of(file: pq.ParquetFile, uri: str) -> ShardFooter:
     if text is None:
         raise StorageError(f"{uri}: is a Parquet file, but its footer says nothing of embeddings")
     try:
-        data = json.loads(text)
-        return ShardFooter(**{**data, "header": ShardHeader(**data["header"])})
-    except (ValueError, TypeError, KeyError) as error:
-        raise StorageError(f"{uri}: its footer is not one of this version: {error}") from None
+        footer = TypeAdapter(ShardFooter).validate_json(text, strict=True)
+    except ValueError as error:
+        raise StorageError(f"{uri}: its footer is not one of this version: {_first_problem(error)}") from None
+    if footer.header.dtype not in NUMPY_DTYPES or footer.header.width < 1:
+        found = f"dtype {footer.header.dtype!r} and width {footer.header.width}"
+        raise StorageError(f"{uri}: its footer says {found}; allowed: {', '.join(NUMPY_DTYPES)}, at least 1")
+    return footer
+
+
+def _first_problem(error: ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def rows_of(file: pq.ParquetFile, header: ShardHeader) -> Iterator[tuple[str, NDArray[Any]]]:
@@ -170,6 +182,10 @@ def rows_of(file: pq.ParquetFile, header: ShardHeader) -> Iterator[tuple[str, ND
 def group_rows(file: pq.ParquetFile, header: ShardHeader, group: int) -> list[tuple[str, NDArray[Any]]]:
     """The rows of one row group."""
     table = file.read_row_group(group, use_threads=False).combine_chunks()
+    if table.schema.remove_metadata() != EMBEDDINGS_SCHEMA or any(
+        column.null_count for column in table.columns
+    ):
+        raise ValueError(f"its columns are not {', '.join(EMBEDDINGS_SCHEMA.names)}, or have nulls")
     if not len(table):
         return []
     column = table["embedding"].chunk(0)

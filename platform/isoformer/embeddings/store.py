@@ -22,13 +22,16 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, cast
 
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
+from isoformer.documents import stored_mapping
 from isoformer.embeddings.key import dataset_prefix
 from isoformer.embeddings.shard_file import (
     ShardFileWriter,
@@ -42,7 +45,7 @@ from isoformer.embeddings.shard_file import (
     rows_of,
     verify_rows,
 )
-from isoformer.errors import FingerprintError, StorageError
+from isoformer.errors import FingerprintError, StorageError, shortened
 from isoformer.schema import SCHEMA_VERSION, Modality, shard_name
 from isoformer.storage import Storage, explain_local
 
@@ -95,7 +98,13 @@ class EmbeddingDataset:
             raise StorageError(
                 f"{storage.uri}/{path}: there is no finished {modality} dataset {key!r}; run embed again"
             )
-        return cls(storage, read_embeddings_manifest(storage, path))
+        manifest = read_embeddings_manifest(storage, path)
+        if (manifest["modality"], manifest["key"]) != (modality, key):
+            found = f"{manifest['modality']} dataset {manifest['key']!r}"
+            raise StorageError(
+                f"{storage.uri}/{path}: is of the {found}, not of the {modality} dataset {key!r}"
+            )
+        return cls(storage, manifest)
 
     def __len__(self) -> int:
         """How many shards there are."""
@@ -119,7 +128,8 @@ class EmbeddingDataset:
                     f"{uri}: has content {footer.content_digest}, but its manifest lists {listed}; "
                     "run `isoformer store verify`"
                 )
-            return dict(rows_of(file, footer.header))
+            with explained(uri):
+                return dict(rows_of(file, footer.header))
 
     def read_lengths(self, index: int) -> tuple[dict[str, int], dict[str, str]]:
         """Digest → positions of a shard's rows, and the quarantined digests with why; reads no embedding."""
@@ -281,14 +291,21 @@ def verify_content(storage: Storage, path: str) -> ShardFooter:
 
 def read_embeddings_manifest(storage: Storage, key: str) -> EmbeddingsManifest:
     """StorageError where the object is no manifest of an embedding dataset."""
+    manifest = stored_mapping(storage, key)
     try:
-        manifest: EmbeddingsManifest = json.loads(storage.read_bytes(key))
-        missing = [name for name in EmbeddingsManifest.__annotations__ if name not in manifest]
-    except ValueError as error:
-        raise StorageError(f"{storage.uri}/{key}: is not a whole manifest: {error}; embed again") from None
-    if missing:
-        raise StorageError(f"{storage.uri}/{key}: lacks {', '.join(missing)}; embed again")
-    return manifest
+        TypeAdapter(EmbeddingsManifest).validate_python(manifest)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise StorageError(
+            f"{storage.uri}/{key}: is not a whole manifest: {where}: {first['msg']}; embed again"
+        ) from None
+    for shard in manifest["shards"]:
+        if not is_shard_key(shard["name"]) or "/" in shard["name"]:
+            raise StorageError(
+                f"{storage.uri}/{key}: {shortened(shard['name'])} is no shard's name; embed again"
+            )
+    return cast(EmbeddingsManifest, manifest)
 
 
 def write_manifest(storage: Storage, manifest: EmbeddingsManifest) -> None:
