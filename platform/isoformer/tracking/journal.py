@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TextIO
 
+from isoformer.documents import DocumentError, parse_mapping
+
 Event = dict[str, Any]
 
 logger = logging.getLogger(__name__)
@@ -74,7 +76,8 @@ class Journal:
         """Copy in what journals beside this one left outstanding, and delete them.
 
         Returns the number of events taken, and of journals left alone because their owners live. A kill
-        between copy and deletion sends events twice, which MLflow does not notice.
+        between copy and deletion sends events twice, which MLflow does not notice. Where the copy does not
+        reach the disk, they stay in their own journal, too.
         """
         taken = alive = 0
         for path in sorted(self.path.parent.glob("*.jsonl")):
@@ -87,7 +90,8 @@ class Journal:
             for event in other.outstanding:  # "new" no more: its start may have reached MLflow
                 self.write({key: value for key, value in event.items() if key not in ("seq", "new")})
                 taken += 1
-            other._mark_done(other.outstanding)
+            if self._stream is not None:
+                other._mark_done(other.outstanding)
             other.close()
         return taken, alive
 
@@ -110,7 +114,7 @@ class Journal:
         self._mark_done(listed)
         for event in listed:
             if event["op"] == "file":
-                shutil.rmtree(Path(event["file"]).parent, ignore_errors=True)
+                self._forget_copy(Path(str(event.get("file", ""))))
 
     def reject(self, event: Event, reason: str) -> None:
         """MLflow refused this one for good: sending it again would block all that follow."""
@@ -128,11 +132,22 @@ class Journal:
         self._stream = None
 
     def copy_file(self, path: Path) -> Path:
-        """A copy of `path` under the same name, kept until the event that names it is acknowledged."""
+        """A copy of `path` under the same name, kept until the event that names it is acknowledged. OSError
+        where it cannot be made; nothing of it is left then.
+        """
         copy = self.path.parent / "files" / uuid.uuid4().hex / path.name
-        copy.parent.mkdir(parents=True)
-        shutil.copyfile(path, copy)
+        try:
+            copy.parent.mkdir(parents=True)
+            shutil.copyfile(path, copy)
+        except OSError:
+            shutil.rmtree(copy.parent, ignore_errors=True)
+            raise
         return copy
+
+    def _forget_copy(self, copy: Path) -> None:
+        """Delete a copy of ours, and nothing that a line of the journal calls so."""
+        if copy.resolve().parent.parent == (self.path.parent / "files").resolve():
+            shutil.rmtree(copy.parent, ignore_errors=True)
 
     def _mark_done(self, events: list[Event]) -> None:
         for event in events:
@@ -169,16 +184,31 @@ def read_journal(path: Path) -> tuple[dict[int, Event], list[Refusal]]:
     """What is outstanding in a journal, and what MLflow refused; a line torn by a kill is left out."""
     events: dict[int, Event] = {}
     refusals: list[Refusal] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        entry = _entry(line)
+        if entry is None:
             logger.warning("%s, line %d: torn by a kill, left out", path, number)
             continue
         if "op" in entry:
             events[entry["seq"]] = entry
             continue
-        event = events.pop(entry.get("done", entry.get("rejected")), None)
+        event = events.pop(entry["done"] if "done" in entry else entry["rejected"], None)
         if "rejected" in entry and event is not None:
             refusals.append(Refusal(event["op"], event["run"], entry["reason"]))
     return events, refusals
+
+
+def _entry(line: bytes) -> Event | None:
+    """An event, or what became of one; None for a line that says neither."""
+    try:
+        entry = parse_mapping(line)
+    except DocumentError:
+        return None
+    kinds: dict[str, dict[str, type]] = {
+        "op": {"seq": int, "op": str, "run": str},
+        "done": {"done": int},
+        "rejected": {"rejected": int, "reason": str},
+    }
+    fields = next((fields for name, fields in kinds.items() if name in entry), None)
+    is_whole = fields is not None and all(isinstance(entry.get(name), kind) for name, kind in fields.items())
+    return entry if is_whole else None
