@@ -1,8 +1,8 @@
 """Configuration as frozen data, checked once, at the door.
 
-`load_yaml` reads a file, `with_overrides` applies `--set a.b=value` and fills in `${NAME}` from the environment
-(so that a secret stands in neither), a `FrozenConfig` subclass checks the whole. Each configuration class
-sits beside the code that it configures; `settings.py` puts them together.
+`load_yaml` reads a file, `with_overrides` applies `--set a.b=value` and fills in `${NAME}` from the
+environment (so that a secret stands in neither), a `FrozenConfig` subclass checks the whole. Each
+configuration class sits beside the code that it configures; `settings.py` puts them together.
 """
 
 from __future__ import annotations

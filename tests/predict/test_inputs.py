@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from isoformer.errors import InputError
+from isoformer.extraction import Policy
 from isoformer.predict.inputs import PredictInput
 from isoformer.predict.rows import PredictRow
 from isoformer.sequence_model import SequenceModel, TranscriptSequences
@@ -25,6 +26,8 @@ from prepare.tiny import (
     write_annotation,
     write_genome,
 )
+
+POLICY = Policy(16, 200, 0.5, "quarantine", "known_selenoproteins")
 
 
 def fasta(path: Path, records: Mapping[str, str]) -> str:
@@ -162,3 +165,23 @@ def test_options_that_do_not_go_together(model: SequenceModel, tmp_path: Path) -
         read(model, PredictInput(path, protein=str(tmp_path / "twice.fa")))
     with pytest.raises(InputError, match="file does not exist"):
         read(model, PredictInput(str(tmp_path / "none.fa")))
+
+
+@pytest.mark.parametrize("bad", [b"\xff", b"\0"])
+def test_a_table_that_is_no_text_names_the_line(tmp_path: Path, bad: bytes) -> None:
+    path = tmp_path / "in.csv"
+    path.write_bytes(b"transcript_id,rna\nT1,ACG\nT2,AC" + bad)
+    with pytest.raises(InputError, match=r"in\.csv, line 3: is not text"):
+        list(PredictInput(str(path)).rows(POLICY))
+
+
+def test_a_parquet_that_is_damaged_anywhere_is_one_error(tmp_path: Path) -> None:
+    path = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"transcript_id": ["T1", "T2"], "rna": ["ACGT", None]}), path)
+    whole = path.read_bytes()
+    for place in range(4, len(whole), 11):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x5A]) + whole[place + 1 :])
+        try:
+            list(PredictInput(str(path)).rows(POLICY))
+        except InputError as error:
+            assert "in.parquet" in str(error)

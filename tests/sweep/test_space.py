@@ -6,6 +6,7 @@ import optuna
 import pytest
 
 from isoformer.config import build
+from isoformer.documents import parse_yaml
 from isoformer.errors import ConfigError
 from isoformer.model import ModelConfig
 from isoformer.sweep.default_space import default_space
@@ -120,3 +121,20 @@ def test_labels_are_short_and_scalar() -> None:
     assert label(("dna", "rna")) == "dna+rna"
     assert label({"rna": "a.1.pooled.f16.x", "dna": "c.1.pooled.f16.x"}) == "a/pooled c/pooled"
     assert label(0.5) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("parameter", "problem"),
+    [
+        (
+            "{path: batch_size, low: 1, high: 1000000000, points: 1000000000}",
+            "points: .*less than or equal to 10000",
+        ),
+        ("{path: learning_rate, low: 0.1, high: .inf}", "must be within"),
+        ("{path: learning_rate, low: .nan, high: 1.0}", "must be below"),
+        ("{path: epochs, low: 1, high: " + "9" * 400 + "}", "must be within"),
+    ],
+)
+def test_a_range_that_nobody_can_draw_from_is_refused(parameter: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        build(SearchSpace, parse_yaml(f"a: {parameter}"))

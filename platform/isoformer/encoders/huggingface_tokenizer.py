@@ -57,7 +57,7 @@ class Vocabulary:
     after: tuple[int, ...]
 
     def encode(self, text: str) -> tokenizers.Encoding:
-        """Without special tokens. EncoderError where the library cannot, as without a token for the unknown."""
+        """Without special tokens. EncoderError where the library cannot, as without an unknown token."""
         try:
             return self.tokenizer.encode(text, add_special_tokens=False)
         except Exception as error:  # the library raises nothing narrower

@@ -53,7 +53,7 @@ def read_variants(path: str | Path, reference: Reference, *, max_allele_bases: i
         with pysam.VariantFile(str(source)) as file:
             for number, record in enumerate(file, 1):
                 yield from _of_record(number, record, reference, max_allele_bases)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, NotImplementedError) as error:
         raise InputError(f"cannot be read as VCF ({error})", file=path) from None
     finally:
         pysam.set_verbosity(before)

@@ -22,6 +22,7 @@ from typing import Final, Literal
 from pydantic import Field
 
 from isoformer.config import FrozenConfig, build
+from isoformer.documents import DocumentError, parse_mapping
 from isoformer.embeddings.made_with import MadeWith, find_choice
 from isoformer.encoders.registry import EncoderChoice
 from isoformer.encoders.weights_files import state_file, weights_folder
@@ -114,11 +115,9 @@ def read_bundle(folder: Path) -> Bundle:
     if not path.is_file():
         raise InputError(f"not a bundle: there is no {BUNDLE_FILE}", file=folder)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"not a bundle: not JSON ({error})", file=path) from None
-    if not isinstance(data, dict):
-        raise InputError("not a bundle: not a JSON object", file=path, value=type(data).__name__)
+        data = parse_mapping(path.read_bytes())
+    except DocumentError as error:
+        raise InputError(f"not a bundle: {error}", file=path) from None
     described = build(Bundle, data, origin=str(path))
     for name in [*described.files, *(e.folder for e in described.encoders.values() if e.folder)]:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:

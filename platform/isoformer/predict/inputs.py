@@ -26,11 +26,12 @@ from pyarrow import csv
 from isoformer.errors import InputError
 from isoformer.extraction import Policy
 from isoformer.manifest import MANIFEST_KEY, read_manifest
+from isoformer.parquet_file import open_parquet
 from isoformer.planning import PrepareConfig
 from isoformer.predict.on_disk import OnDisk
 from isoformer.predict.rows import ROWS_AT_ONCE, PredictRow, given_row, planned_rows, prepared_row
 from isoformer.schema import MODALITIES, Modality
-from isoformer.sources.files import existing_file, is_bgzip, is_gzip, open_bytes
+from isoformer.sources.files import existing_file, is_bgzip, is_gzip, open_bytes, open_text
 from isoformer.sources.reference import Reference, build_reference
 from isoformer.sources.tables import read_header
 from isoformer.splits import SplitConfig
@@ -175,7 +176,7 @@ def _delimited(path: Path) -> Table:
         odd.append(row)
         return "error"
 
-    with open_bytes(path) as file:
+    with open_text(path) as file:
         try:
             reader = csv.open_csv(
                 pa.PythonFile(file, mode="r"),
@@ -208,14 +209,14 @@ def _unreadable(path: Path, error: pa.ArrowInvalid, odd: list[csv.InvalidRow]) -
 def _parquet_rows(given: PredictInput, policy: Policy) -> Iterator[PredictRow]:
     path = existing_file(given.path, "input")
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             names = file.schema_arrow.names
             if all(name in names for name in _PREPARED):
                 yield from _prepared_rows(_streamed(file, names), given)
             else:
                 wanted = _wanted_columns(names, path)
                 yield from _table_rows(_streamed(file, wanted), given.path, policy)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot be read as Parquet ({error})", file=path) from None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
 EMBED_REPORT_KEY = "reports/embed.json"
 INTERVAL_DRAWS = 300
+LARGEST_DRAWN = 1e100
 
 T = TypeVar("T")
 
@@ -141,5 +141,5 @@ def _only(names: list[str]) -> str | None:
 
 
 def finite(value: object) -> bool:
-    """Whether a value can be drawn."""
-    return isinstance(value, int | float) and math.isfinite(value)
+    """Whether a value can be drawn: an axis cannot reach the ends of what a float can hold."""
+    return isinstance(value, int | float) and abs(value) < LARGEST_DRAWN

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 Scalar = bool | int | float | str | None
 Choice = Scalar | tuple[Scalar, ...] | dict[str, Scalar]
 CHECKED_COMBINATIONS = 20_000
+MOST_POINTS = 10_000
+LARGEST = 1e15
+"""Of a range: whole numbers up to it are exact, and so are shares of it."""
 
 
 class Parameter(FrozenConfig):
@@ -47,7 +50,9 @@ class Parameter(FrozenConfig):
     low: int | float | None = None
     high: int | float | None = None
     log: bool = False
-    points: int | None = Field(default=None, ge=2, description="of a range that a grid tries, both ends with")
+    points: int | None = Field(
+        default=None, ge=2, le=MOST_POINTS, description="of a range that a grid tries, both ends with"
+    )
     when: dict[str, tuple[Choice, ...]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -58,6 +63,8 @@ class Parameter(FrozenConfig):
         if self.low is not None and self.high is not None:
             if not self.low < self.high:
                 raise ValueError(f"low {self.low} must be below high {self.high}")
+            if max(abs(self.low), abs(self.high)) > LARGEST:
+                raise ValueError(f"low and high must be within ±{LARGEST:g}")
             if self.log and self.low <= 0:
                 raise ValueError(f"log needs low above 0, got {self.low}")
         if self.points is not None and self.choices:

@@ -94,7 +94,10 @@ class TrackingConfig(FrozenConfig):
     def is_missing(self) -> bool:
         """Whether this is a SQLite store that nobody has made yet: asking would make it."""
         _, is_sqlite, path = self.resolved_uri.partition("sqlite:///")
-        return bool(is_sqlite) and not Path(path).exists()
+        try:
+            return bool(is_sqlite) and not Path(path).exists()
+        except OSError:  # a name that no file can have: opening it says so
+            return False
 
     @property
     def ui_address(self) -> str:
