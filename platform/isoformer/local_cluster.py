@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import psutil
 
@@ -191,7 +191,7 @@ def _serve(nodes: int, cpus: int, port: int) -> None:
         nodes=nodes,
         cpus_per_node=cpus,
     )
-    _wait_for_jobs_api(port)
+    _wait_for_agent(cluster)
     temporary = _state().with_suffix(".new")
     temporary.write_text(json.dumps(state.to_json()))
     temporary.rename(_state())
@@ -200,14 +200,19 @@ def _serve(nodes: int, cpus: int, port: int) -> None:
     cluster.shutdown()
 
 
-def _wait_for_jobs_api(port: int) -> None:
-    deadline = time.monotonic() + 60
+def _wait_for_agent(cluster: Any) -> None:
+    """What takes jobs on the head comes up after the dashboard."""
+    import ray._raylet as raylet
+    from ray.dashboard.consts import DASHBOARD_AGENT_ADDR_NODE_ID_PREFIX
+
+    client = cast(Any, raylet).GcsClient(address=cluster.gcs_address)
+    key = f"{DASHBOARD_AGENT_ADDR_NODE_ID_PREFIX}{cluster.head_node.node_id}".encode()
+    deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex((HOST, port)) == 0:
-                return
+        if client.internal_kv_get(key, namespace=b"dashboard", timeout=30):
+            return
         time.sleep(0.2)
-    raise ClusterError(f"Ray's dashboard does not answer at port {port}")
+    raise ClusterError("the head's agent, which takes jobs, does not come up")
 
 
 if __name__ == "__main__":

@@ -124,8 +124,12 @@ class Jobs:
         os.environ.pop("RAY_ADDRESS", None)  # Ray would prefer it to what is asked for
         from ray.job_submission import JobSubmissionClient
 
-        for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        for module in (
+            "dashboard.modules.dashboard_sdk",
+            "dashboard.modules.job.sdk",
+            "_private.runtime_env",
+        ):
+            logging.getLogger(f"ray.{module}").setLevel(logging.ERROR)
         self.address = address
         with _explained(address):
             self._client: Any = JobSubmissionClient(address)
@@ -133,16 +137,25 @@ class Jobs:
     def submit(self, job: Job, folder: Path, name: str | None = None) -> str:
         """Send a staged job; its id."""
         environment = {"RAY_TRAIN_V2_ENABLED": "1", **dict(job.environment)}
-        runtime = {"env_vars": environment, "working_dir": str(folder)}
+        request = {
+            "entrypoint": job.entrypoint,
+            "runtime_env": {"env_vars": environment, "working_dir": str(folder)},
+            "submission_id": name,
+            "metadata": {"isoformer": job.arguments[0]},
+        }
         with _explained(self.address):
-            return str(
-                self._client.submit_job(
-                    entrypoint=job.entrypoint,
-                    runtime_env=runtime,
-                    submission_id=name,
-                    metadata={"isoformer": job.arguments[0]},
-                )
-            )
+            return self._submitted(request)
+
+    def _submitted(self, request: Mapping[str, Any]) -> str:
+        """Asked again for a while where a head that has just come up has nothing yet that takes jobs."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                return str(self._client.submit_job(**request))
+            except RuntimeError as error:
+                if "No available agent" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(_POLL_SECONDS)
 
     def status(self, name: str) -> str:
         """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
