@@ -98,11 +98,11 @@ SPEED = Row(
         ),
         Panel(
             "Time of a checkpoint",
-            "Median and 95th percentile: written, and put on the storage.",
+            "Median and 95th percentile since the driver began: written, and put on the storage.",
             tuple(
                 Query(
                     f"histogram_quantile({share}, "
-                    f"sum by (run, le) (rate(ray_isoformer_train_checkpoint_seconds_bucket{R}[10m])))",
+                    f"sum by (run, le) (ray_isoformer_train_checkpoint_seconds_bucket{R}))",
                     f"{{{{run}}}} {name}",
                 )
                 for share, name in ((0.5, "median"), (0.95, "95%"))

@@ -9,16 +9,22 @@ Labels have few values: encoders, runs, studies, states; never a transcript, a s
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import sys
+import threading
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, Literal
 
 SECONDS: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0)
 
+REFRESH_SECONDS: Final = 2.0
+"""Ray forgets a gauge that is not told again within two of its reports (20 s, and 2 s at its quickest)."""
+
 logger = logging.getLogger(__name__)
+_shown: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
 
 
 @dataclass(frozen=True)
@@ -110,9 +116,12 @@ def count(name: str, value: float = 1.0, **labels: str) -> None:
 
 
 def show(name: str, value: float | None, **labels: str) -> None:
-    """Set a gauge of `METRICS`; what is not defined is not shown."""
+    """Set a gauge of `METRICS`, and keep it at that; what is not defined is not shown."""
     if value is not None and math.isfinite(value):
         _record(name, "set", value, labels)
+        if _is_connected():
+            _shown[name, tuple(sorted(labels.items()))] = value
+            _keep_showing()
 
 
 def observe(name: str, seconds: float, **labels: str) -> None:
@@ -130,6 +139,22 @@ def _record(name: str, how: Literal["inc", "set", "observe"], value: float, labe
         getattr(_metric(name), how)(float(value), tags=labels)
     except Exception as error:  # Ray's, while it goes down: a run is worth more than its figures
         logger.debug("%s was not told to Prometheus: %s", name, error)
+
+
+@cache
+def _keep_showing() -> None:
+    """Start the one thread of this process that tells its gauges again; it ends before Ray does."""
+    stop = threading.Event()
+    threading.Thread(target=_show_again, args=(stop,), name="isoformer-telemetry", daemon=True).start()
+    atexit.register(stop.set)
+
+
+def _show_again(stop: threading.Event) -> None:
+    while not stop.wait(REFRESH_SECONDS):
+        if not _is_connected():
+            _shown.clear()  # of a session that is over
+        for (name, labels), value in list(_shown.items()):
+            _record(name, "set", value, dict(labels))
 
 
 def _is_connected() -> bool:
