@@ -6,10 +6,11 @@ import logging
 import math
 import subprocess
 import sys
+import time
 
 import pytest
 
-from isoformer.telemetry import count, observe, show
+from isoformer.telemetry import REFRESH_SECONDS, count, observe, show
 
 WITHOUT_RAY = """
 import sys
@@ -45,14 +46,33 @@ def test_trouble_of_rays_does_not_reach_the_work(
         count("isoformer_tokens_total", 5, encoder="esm2")
         show("isoformer_shards_left", 5, encoder="esm2")
         observe("isoformer_pack_seconds", 0.5, encoder="esm2")
-    assert caplog.text.count("was not told to Prometheus: the exporter is gone") == 3
+    for name in ("isoformer_tokens_total", "isoformer_shards_left", "isoformer_pack_seconds"):
+        assert f"{name} was not told to Prometheus: the exporter is gone" in caplog.text
 
 
 def test_what_is_not_defined_is_not_shown(ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.util import metrics
 
-    shown: list[float] = []
-    monkeypatch.setattr(metrics.Gauge, "set", lambda self, value, tags: shown.append(value))
+    shown: set[tuple[str, float]] = set()
+    monkeypatch.setattr(
+        metrics.Gauge, "set", lambda self, value, tags: shown.add((tags.get("run", ""), value))
+    )
     for value in (None, math.nan, math.inf, 0.5):
-        show("isoformer_train_score", value, run="final", metric="r2")
-    assert shown == [0.5]
+        show("isoformer_train_score", value, run="undefined at first", metric="r2")
+    assert {value for run, value in shown if run == "undefined at first"} == {0.5}
+
+
+def test_a_gauge_is_told_again_since_ray_forgets_it(ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.util import metrics
+
+    told: list[float] = []
+    show("isoformer_train_workers", 2, run="goes on")
+    monkeypatch.setattr(
+        metrics.Gauge,
+        "set",
+        lambda self, value, tags: told.append(value) if tags.get("run") == "goes on" else None,
+    )
+    deadline = time.monotonic() + 10 * REFRESH_SECONDS
+    while len(told) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert told[:2] == [2, 2]
