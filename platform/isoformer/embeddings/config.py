@@ -67,7 +67,11 @@ class EmbedConfig(FrozenConfig):
     cpus_per_actor: float = Field(default=1, ge=0)
     gpus_per_actor: float = Field(default=0, ge=0, description="0: CPU only; 0.5: two actors share a GPU")
     threads_per_actor: int | None = Field(default=None, ge=1, description="null: a node's cores, shared out")
-    tokenise_tasks: int = Field(default=2, ge=1, description="tasks that cut and tokenise at a time")
+    tokenise_tasks: int | None = Field(
+        default=None,
+        ge=1,
+        description="tasks that cut and tokenise at a time; null: one for four actors, two at least",
+    )
     cache_dir: str | None = Field(default=None, description="a node's copy of the reference; null: temporary")
     most_failures: int = Field(
         default=20, ge=0, description="of workers and of storage in a run, before it is given up"
@@ -94,6 +98,10 @@ class EmbedConfig(FrozenConfig):
         """A new budget. One that the user set must hold every sequence; a default gives way to a long one."""
         default = CPU_BUDGET_TOKENS if self.device == "cpu" else GPU_BUDGET_TOKENS
         return TokenBudget(self.token_budget or default, must_hold_each=self.token_budget is not None)
+
+    def tokenise_at_once(self) -> int:
+        """As configured, or as many as keep GPUs busy: a task feeds about ten, fewer of small shards."""
+        return self.tokenise_tasks or max(2, math.ceil(self.actors / 4))
 
     def threads(self, nodes: int = 1) -> int:
         """Threads of one actor: as configured, or this machine's cores shared among a node's actors."""

@@ -93,6 +93,7 @@ class Pool:
         self._tokenised: deque[Name] = deque()
         self._done: dict[Name, ShardSummary] = {}
         self._slots: list[Slot] = []
+        self._owing: dict[Ref, Slot] = {}
         self._polled_at = self._cluster.now()
         self._tokens_published = 0
         self._pace: dict[int, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
@@ -130,14 +131,19 @@ class Pool:
 
     def _started(self) -> Slot:
         handle = self._worker.remote(self._settings)
-        return Slot(handle, handle.identity.remote())
+        slot = Slot(handle, handle.identity.remote())
+        self._owing[slot.identity] = slot
+        return slot
 
     def _tokenise_ahead(self) -> None:
         """A shard for every worker that is there, and one more for every task."""
+        if not self._waiting:
+            return
+        most = self._config.tokenise_at_once()
         ready = sum(slot.is_ready for slot in self._slots)
-        ahead = max(1, ready) + self._config.tokenise_tasks - len(self._tokenised)
-        for name in self._due(self._waiting)[: max(0, min(self._config.tokenise_tasks, ahead))]:
-            if len(self._tokenising) >= self._config.tokenise_tasks:
+        ahead = max(1, ready) + most - len(self._tokenised)
+        for name in self._due(self._waiting)[: max(0, min(most, ahead))]:
+            if len(self._tokenising) >= most:
                 return
             self._waiting.remove(name)
             item = self._items[name]
@@ -150,17 +156,22 @@ class Pool:
         return list(islice((name for name in names if self._items[name].not_before <= now), _GLANCE))
 
     def _hand_out(self) -> None:
-        ready = [slot for slot in self._slots if slot.is_ready]
+        """One shard to each worker that has none, then a second; where none is left, another's."""
+        hungry = [slot for slot in self._slots if slot.is_ready and len(slot.running) < _SHARDS_A_WORKER]
         for round_ in range(_SHARDS_A_WORKER):
-            for slot in ready:
+            for slot in hungry:
                 if len(slot.running) == round_ and (name := self._next(slot)) is not None:
                     self._give(slot, name)
-        idle = [slot for slot in ready if not slot.running]
-        if idle and not (self._waiting or self._tokenising or self._tokenised):
+        if self._waiting or self._tokenising or self._tokenised:
+            return
+        idle = [slot for slot in hungry if not slot.running]
+        if idle:
             self._take_over(idle)
 
     def _next(self, slot: Slot) -> Name | None:
         """The next shard in order, of the encoder that the worker has loaded if there is one."""
+        if not self._tokenised:
+            return None
         due = self._due(self._tokenised)
         name = next((name for name in due if name[0] == slot.encoder), due[0] if due else None)
         if name is not None:
@@ -170,7 +181,8 @@ class Pool:
     def _give(self, slot: Slot, name: Name) -> None:
         item = self._items[name]
         ref = slot.handle.encode.remote(item.work, item.tokens, self._suspects.orders(item))
-        slot.running[ref] = name
+        slot.running[ref], self._owing[ref] = name, slot
+        item.workers.append(slot)
         slot.given_at[name] = self._cluster.now()
         slot.encoder = name[0]
 
@@ -193,11 +205,8 @@ class Pool:
             self._give(idle.pop(), name)
 
     def _owners(self) -> dict[Name, list[Slot]]:
-        owners: dict[Name, list[Slot]] = {}
-        for slot in self._slots:
-            for name in slot.running.values():
-                owners.setdefault(name, []).append(slot)
-        return {name: slots for name, slots in owners.items() if name not in self._done}
+        given = (name for slot in self._slots for name in slot.running.values())
+        return {name: self._items[name].workers for name in given if name not in self._done}
 
     def _is_slow(self, slot: Slot, name: Name) -> bool:
         """By what the other shards of the same encoder took a token."""
@@ -210,12 +219,7 @@ class Pool:
         slot.handle.abandon.options(concurrency_group="status").remote(name, started_too=started_too)
 
     def _finished(self) -> list[Ref]:
-        refs = [
-            *self._tokenising,
-            *(ref for slot in self._slots for ref in slot.running),
-            *(slot.identity for slot in self._slots if slot.identity is not None),
-            *(slot.asked for slot in self._slots if slot.asked is not None),
-        ]
+        refs = [*self._tokenising, *self._owing]
         if not refs:
             self._cluster.sleep(0.05)  # a shard that is held back for a moment after a failure
             return []
@@ -228,13 +232,15 @@ class Pool:
         if ref in self._tokenising:
             self._is_tokenised(ref)
             return None
-        for slot in list(self._slots):
-            if ref == slot.identity:
-                self._welcome(slot)
-            elif ref == slot.asked:
-                self._heard(slot)
-            elif ref in slot.running:
-                return self._result(slot, ref)
+        slot = self._owing.pop(ref, None)
+        if slot is None:
+            return None  # of a worker that was lost a moment ago
+        if ref in slot.running:
+            return self._result(slot, ref)
+        if ref == slot.identity:
+            self._welcome(slot)
+        else:
+            self._heard(slot)
         return None
 
     def _welcome(self, slot: Slot) -> None:
@@ -298,7 +304,7 @@ class Pool:
         except RayError as error:
             self._tokens_lost(slot, ref, error)
             return None
-        slot.forget(ref)
+        self._take_back(slot, ref)
         if isinstance(result, ShardSummary):
             return self._summary(name, result)
         if isinstance(result, WorkError) and name not in self._done:
@@ -310,13 +316,18 @@ class Pool:
     def _tokens_lost(self, slot: Slot, ref: Ref, error: Exception) -> None:
         """With the node that held them, or because no task can make them."""
         name = slot.running[ref]
-        slot.forget(ref)
+        self._take_back(slot, ref)
         self._tried_in_vain(name, "tokens_lost", f"shard {name[1]}: {_told(error)}")
+
+    def _take_back(self, slot: Slot, ref: Ref) -> None:
+        """It has returned."""
+        self._items[slot.running[ref]].workers.remove(slot)
+        slot.forget(ref)
 
     def _requeue(self, name: Name, *, tokenise: bool = False) -> None:
         """Put a shard back, unless it is done or another worker is at it."""
         item = self._items[name]
-        if name in self._done or any(name in slot.running.values() for slot in self._slots):
+        if name in self._done or item.workers:
             return
         if tokenise or item.tokens is None:
             item.tokens = None
@@ -330,16 +341,13 @@ class Pool:
         self._done[name] = summary
         item = self._items[name]
         item.tokens = None  # Ray may drop them
-        if name in self._tokenised:
-            self._tokenised.remove(name)
         self._tokens_published += item.work.load.tokens
         if summary.workload.tokens:
             seconds, tokens = self._pace[name[0]]
             self._pace[name[0]] = (seconds + summary.encode_seconds, tokens + summary.workload.tokens)
         self._counters.published(summary)
-        for slot in self._slots:
-            if name in slot.running.values():
-                self._tell_to_abandon(slot, name, started_too=True)
+        for slot in item.workers:
+            self._tell_to_abandon(slot, name, started_too=True)
         return summary
 
     def _met(self, name: Name, error: WorkError, where: str) -> None:
@@ -359,6 +367,10 @@ class Pool:
     def _lost(self, slot: Slot, error: Exception, at: Name | None = None) -> None:
         """A worker is gone: its shards go back, the one it was at is suspected, another takes its place."""
         self._slots.remove(slot)
+        for ref in (slot.identity, slot.asked, *slot.running):
+            self._owing.pop(ref, None)
+        for name in slot.running.values():
+            self._items[name].workers.remove(slot)
         self._ray.kill(slot.handle)
         text = _told(error)
         if _CANNOT_START in str(error):
@@ -409,6 +421,7 @@ class Pool:
                 self._cluster.kill_process(node=slot.place[1], pid=slot.place[2])
             if slot.asked is None:
                 slot.asked = slot.handle.status.options(concurrency_group="status").remote()
+                self._owing[slot.asked] = slot
         queue = {"waiting": self._waiting, "tokenising": self._tokenising, "tokenised": self._tokenised}
         self._counters.polled(self._slots, {stage: len(shards) for stage, shards in queue.items()})
         statuses = [slot.status for slot in self._slots if slot.status]

@@ -15,10 +15,11 @@ Ref = Any
 
 @dataclass
 class Item:
-    """A shard to be done, and how its earlier attempts went."""
+    """A shard to be done, the workers that have it, and how its earlier attempts went."""
 
     work: ShardWork
     tokens: Ref | None = None
+    workers: list[Slot] = field(default_factory=list)
     orders: Orders = field(default_factory=Orders)
     failures: int = 0
     is_watched: bool = False
