@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,8 @@ from isoformer.errors import ConfigError
 from isoformer.storage import open_storage
 from tiny_dataset import write_dataset
 
+ROOT = Path(__file__).resolve().parents[2]
+MEASURED = ROOT / "platform/isoformer/benchmark/measured"
 SMOOTH = Conditions(actors_per_node=4, node_start_seconds=60, process_start_seconds=10)
 ROUGH = replace(SMOOTH, shard_spread=0.5, worker_spread=0.5, node_losses_per_hour=20.0, request_seconds=0.1)
 COST = EncoderCost(5.0, 0.0, 0.0, 1e-3, 0.0, "made up", 0)
@@ -39,9 +43,9 @@ def made_up_lengths(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     schedule_work._letters.cache_clear()
 
 
-def config(actors: int = 12) -> EmbedConfig:
+def config(actors: int = 12, **given: int) -> EmbedConfig:
     jobs = (EncoderJob(name="composition-rna"), EncoderJob(name="composition-protein"))
-    return EmbedConfig(encoders=jobs, actors=actors, gpus_per_actor=1, tokenise_tasks=actors)
+    return EmbedConfig(encoders=jobs, actors=actors, gpus_per_actor=1, **given)
 
 
 def planned(actors: int = 12, transcripts: int = 20_000) -> Plan:
@@ -115,6 +119,16 @@ def test_the_driver_is_busier_where_there_are_more_workers() -> None:
     assert 0 < few.driver_share < many.driver_share
 
 
+def test_two_tokenise_tasks_do_not_feed_many_workers_and_the_default_does() -> None:
+    conditions = replace(SMOOTH, tokenise_seconds_per_token=(1e-4, 1e-4))  # a tenth of what encoding takes
+    starved, fed = (
+        simulate(given, planned(40), conditions, seed=0)
+        for given in (config(40, tokenise_tasks=2), config(40))
+    )
+    assert config(40).tokenise_at_once() == 10
+    assert starved.over_ideal > 1.3 * fed.over_ideal
+
+
 def test_a_plan_without_a_cost_is_refused() -> None:
     with pytest.raises(ConfigError, match="has no cost; profile it"):
         SimulatedCluster(replace(planned(), costs=[COST, None]), SMOOTH, 0)
@@ -151,3 +165,58 @@ def test_a_repeated_shard_is_planned_as_often_as_asked(tmp_path: Path) -> None:
     assert often.encoders[0].sequences == 7 * once.encoders[0].sequences
     assert storage.requests["HEAD"] >= 7
     assert encoder_passes(given, open_storage(str(tmp_path)).uri) == often.passes
+
+
+def scenario_row(one: dict[str, Any]) -> str:
+    """As the page shows it."""
+    lost = f"{one['nodes_lost']} / {one['shards_repeated']}"
+    return (
+        f"| {one['scenario']} | {one['shards']:,} | {one['planned_hours']:.3f} | {one['work_hours']:.3f} "
+        f"| {one['wall_hours']:.3f} | {one['over_ideal']:.2f} | {lost} | {one['dollars']:.2f} |"
+    )
+
+
+def large_row(one: dict[str, Any]) -> str:
+    return (
+        f"| {one['workers']:,} | {one['shards']:,} | {one['planned_hours'] * 3600:.0f} "
+        f"| {one['work_hours'] * 3600:.0f} | {one['over_ideal']:.2f} | {one['driver_cpu_seconds']:.0f} "
+        f"| {one['driver_ray_seconds']:.0f} | {one['driver_share']:.2f} | {one['puts_per_second']:,.0f} |"
+    )
+
+
+def planning_row(one: dict[str, Any]) -> str:
+    return (
+        f"| {one['shards']:,} | {one['sequences']:,} | {one['cpu_seconds']:.1f} "
+        f"| {one['bytes_held'] / 1e6:.0f} | {one['peak_bytes'] / 1e6:.0f} |"
+    )
+
+
+def validation_row(name: str, real: list[float], simulated: list[float]) -> str:
+    errors = ", ".join(
+        f"{100 * (ours / theirs - 1):+.0f}%" for ours, theirs in zip(simulated, real, strict=True)
+    )
+    return f"| {name} | {', '.join(f'{one:.1f}' for one in real)} | {simulated[0]:.1f} | {errors} |"
+
+
+def page_rows() -> list[str]:
+    usual, large = (
+        json.loads((MEASURED / name).read_text()) for name in ("schedule.json", "schedule.large.json")
+    )
+    rows = [scenario_row(one) for one in usual["notes"]["scenarios"]]
+    rows += [large_row(one) for one in large["notes"]["scenarios"] if "million" in one["scenario"]]
+    planned = json.loads((MEASURED / "schedule.planning.json").read_text())
+    rows += [planning_row(one) for one in (*large["notes"]["planning"], planned)]
+    simulated = usual["notes"]["simulated_seconds"]
+    rows += [
+        validation_row(name.replace("_", " "), usual["raw"][name], simulated[name])
+        for name in simulated
+        if simulated[name]
+    ]
+    return rows
+
+
+def test_the_page_says_what_was_measured() -> None:
+    page = (ROOT / "platform/docs/scale.md").read_text()
+    rows = page_rows()
+    assert len(rows) >= 15
+    assert [row for row in rows if row not in page] == []

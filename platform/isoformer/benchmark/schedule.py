@@ -31,8 +31,6 @@ from isoformer.ray_session import RayConfig, ray_session
 PAPER_TRANSCRIPTS: Final = 170_000
 LARGE_SEQUENCES: Final = 100_000_000
 LARGE_WORKERS: Final = 10_000
-_SHARDS_A_WORKER: Final = 20
-"""So that the last shards do not leave most of the workers idle."""
 _PLANNED_PARTS: Final = (1000, 100)
 """Parts of the large input that are really planned."""
 _NOWHERE: Final = "/nonexistent"
@@ -46,7 +44,7 @@ class Scenario:
     input: Input
     workers: int
     conditions: Conditions
-    tokenise_tasks: int
+    tokenise_tasks: int | None = None
 
 
 def benchmark_schedule(
@@ -89,20 +87,19 @@ def paper_scenarios(gpus: Sequence[int], smooth: Conditions) -> list[Scenario]:
     spot = replace(uneven, node_losses_per_hour=ASSUMED.node_losses_per_hour)
     usual, small = Input(PAPER_TRANSCRIPTS), Input(PAPER_TRANSCRIPTS, 128)
     most = max(gpus)
+    kinds = (("smooth", smooth), ("stragglers", uneven), ("stragglers and spot", spot))
     return [
-        Scenario(
-            f"{count} GPU, {told}", usual, count, replace(given, actors_per_node=min(count, 8)), count + 1
-        )
+        Scenario(f"{count} GPU, {told}", usual, count, replace(given, actors_per_node=min(count, 8)))
         for count in gpus
-        for told, given in (("smooth", smooth), ("stragglers", uneven), ("stragglers and spot", spot))
+        for told, given in kinds
     ] + [
-        Scenario(f"{most} GPU, smooth, shards of 128", small, most, smooth, most + 1),
+        Scenario(f"{most} GPU, smooth, shards of 128", small, most, smooth),
         Scenario(f"{most} GPU, smooth, two tokenise tasks", usual, most, smooth, 2),
     ]
 
 
 def large_scenarios(smooth: Conditions) -> list[Scenario]:
-    """A hundred million sequences; more workers than shards can feed, and fewer, on the way there."""
+    """A hundred million sequences; enough tokenise tasks, since the driver is the question."""
     transcripts = round(LARGE_SEQUENCES / (2 + CODING))
     return [
         Scenario(f"{workers:,} GPU, 100 million sequences", Input(transcripts), workers, smooth, workers)

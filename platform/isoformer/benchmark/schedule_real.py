@@ -32,7 +32,7 @@ from isoformer.settings import load_settings
 SHARDS: Final = 12
 KILL_AFTER: Final = 4
 """Shards: about a third of the way."""
-_TOKENS: Final = 250_000
+_TOKENS: Final = 120_000
 _PENDING: Final = (100, 1000, 10_000)
 _REPEATS: Final = 30
 
