@@ -179,9 +179,10 @@ def _serve(nodes: int, cpus: int, port: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
     size: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES}
     head = {"include_dashboard": True, "dashboard_host": HOST, "dashboard_port": port}
-    cluster: Any = Cluster(initialize_head=True, head_node_args={**size, **head})
-    for _ in range(nodes - 1):
-        cluster.add_node(**size)
+    agent = {"dashboard_agent_listen_port": 0}  # a fixed port is another Ray's on this machine, perhaps
+    cluster: Any = Cluster(initialize_head=True, head_node_args={**size, **head, **agent})
+    for number in range(1, nodes):  # in one folder, a node would unpack a job under another's feet
+        cluster.add_node(**size, runtime_env_dir_name=f"runtime_resources_{number}")
     own = psutil.Process()
     state = LocalCluster(
         pid=own.pid,
