@@ -9,22 +9,18 @@
 
 from __future__ import annotations
 
-import ipaddress
-import logging
 import os
 from collections.abc import Mapping
-from functools import cache
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from isoformer.errors import StorageError
+from isoformer.plain_text import warn_of_plain_text
 
 ENDPOINT: Final = "AWS_ENDPOINT_URL"
 ENCRYPTION: Final = "ISOFORMER_S3_ENCRYPTION"
 KMS_KEY: Final = "ISOFORMER_S3_KMS_KEY"
 _KINDS: Final = ("AES256", "aws:kms")
-
-logger = logging.getLogger(__name__)
 
 
 def s3_endpoint() -> str | None:
@@ -37,8 +33,7 @@ def s3_endpoint() -> str | None:
             f"{ENDPOINT} must hold no user name and no password; give credentials as AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or in a profile"
         )
-    if endpoint.startswith("http://"):
-        _warn_of_plain_text(endpoint)
+    warn_of_plain_text(ENDPOINT, endpoint, "all that is stored or read can be seen and changed on the way")
     return endpoint
 
 
@@ -61,22 +56,3 @@ def require_encrypted(answer: Mapping[str, Any], asked: Mapping[str, str], uri: 
             f"{uri}: was written, but the server does not say that it encrypted it with {kind}: it lies "
             f"there in plain; use a server that encrypts, or unset {ENCRYPTION}"
         )
-
-
-@cache
-def _warn_of_plain_text(endpoint: str) -> None:
-    """Once a process. In-cluster servers are used so on purpose, which is why it is no error."""
-    host = urlsplit(endpoint).hostname or ""
-    if not _is_loopback(host):
-        logger.warning(
-            "%s %s is not encrypted: all that is stored or read can be seen and changed on the way; "
-            "use https:// outside of a network of your own",
-            ENDPOINT, endpoint,
-        )  # fmt: skip
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")

@@ -12,16 +12,18 @@ from typing import Any
 
 import pytest
 
-from isoformer import s3_settings
 from isoformer.config import build
 from isoformer.embeddings.store import EmbeddingDataset
 from isoformer.encoders.weights_manifest import parse_manifest, weight_map
 from isoformer.encoders.weights_store import current_version, find_manifest, hub_repository
 from isoformer.errors import ConfigError, EncoderError, InputError, StorageError
 from isoformer.manifest import MANIFEST_KEY, read_manifest
+from isoformer.plain_text import warn_of_plain_text
 from isoformer.settings import Settings
 from isoformer.storage import LocalStorage, S3Storage, Storage, open_storage
 from isoformer.sweep.trial import unpack_checkpoint
+from isoformer.tracking import TrackingConfig, local_path
+from isoformer.tracking.sink import MlflowSink
 from isoformer.training.runs import RunFolder
 from tiny_dataset import write_dataset
 
@@ -43,7 +45,7 @@ def test_roots_that_are_not_allowed(root: str) -> None:
 
 @pytest.mark.parametrize("root", ["file://localhost/a%20b/c%23d", "file:///a%20b/c%23d", "/a b/c#d"])
 def test_a_local_root_is_one_place_however_it_is_written(root: str) -> None:
-    assert open_storage(root).uri == "/a b/c#d"
+    assert open_storage(root).uri == "/a b/c#d" == str(local_path(root))
 
 
 @pytest.mark.parametrize("key", OUTSIDE)
@@ -180,11 +182,24 @@ def test_an_endpoint_in_plain_text_is_warned_of_once(
     endpoint: str, warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    s3_settings._warn_of_plain_text.cache_clear()
+    warn_of_plain_text.cache_clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             open_storage("s3://bucket/prefix")
-    assert caplog.text.count("is not encrypted") == int(warned)
+    assert caplog.text.count(f"{endpoint} is not encrypted") == int(warned)
+
+
+@pytest.mark.parametrize("password", ["", "a-password"])
+def test_a_password_sent_in_plain_text_is_warned_of(
+    password: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+    monkeypatch.delenv("MLFLOW_TRACKING_TOKEN", raising=False)
+    warn_of_plain_text.cache_clear()
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with caplog.at_level(logging.WARNING), pytest.raises(Exception, match="nowhere"):
+        MlflowSink(TrackingConfig(uri="http://nowhere.invalid:5000")).warm()
+    assert ("password and token can be read on the way" in caplog.text) == bool(password)
 
 
 @pytest.mark.parametrize("key", ["../../x", "a/../../../x", "a\x00b"])

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -121,7 +121,7 @@ def local_path(root: str) -> Path | None:
     """The folder that a storage root is; None for a bucket."""
     if "://" in root and not root.startswith("file://"):
         return None
-    return Path(root.removeprefix("file://")).resolve()
+    return Path(unquote(urlsplit(root).path) if root.startswith("file://") else root).resolve()
 
 
 def open_line(config: TrackingConfig, *, port: int = UI_PORT) -> str:

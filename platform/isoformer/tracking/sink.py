@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isoformer.plain_text import warn_of_plain_text
 from isoformer.tracking.config import TrackingConfig
 from isoformer.tracking.journal import Event
 from isoformer.tracking.merging import RunPart, merged
@@ -126,6 +127,10 @@ class MlflowSink:
         for name in ("mlflow.store.db.utils", "alembic", "mlflow.tracking"):
             logging.getLogger(name).setLevel(logging.WARNING)
         require_database(self._config)
+        if any(os.environ.get(name) for name in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")):
+            warn_of_plain_text(
+                "tracking.uri", self._config.shown_uri, "password and token can be read on the way"
+            )
         client = MlflowClient(tracking_uri=self._config.resolved_uri)
         self._experiment_id = _experiment(client, self._config)
         self._client = client
