@@ -18,7 +18,13 @@ import pyarrow.parquet as pq
 def open_parquet(source: str | Path | pa.NativeFile, **options: Any) -> pq.ParquetFile:
     """As `pyarrow.parquet.ParquetFile`. ArrowInvalid where it is none, or has a type that is not plain."""
     file = pq.ParquetFile(source, **options)
-    for field in file.schema_arrow:
+    try:
+        fields = list(file.schema_arrow)
+        _ = file.schema_arrow.names
+    except UnicodeDecodeError as error:
+        file.close()
+        raise pa.ArrowInvalid(f"the name of a column is no text: {error}") from None
+    for field in fields:
         for kind in _types(field.type):
             if isinstance(kind, pa.BaseExtensionType):
                 file.close()

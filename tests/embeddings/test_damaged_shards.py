@@ -17,7 +17,7 @@ from isoformer.embeddings.store import (
     verify_content,
     write_manifest,
 )
-from isoformer.errors import StorageError
+from isoformer.errors import FingerprintError, StorageError
 from isoformer.storage import open_storage
 
 KEY = "composition-rna.none.pooled.f16.0a1b2c3d"
@@ -35,8 +35,9 @@ def shard(tmp_path: Path) -> Path:
         writer.add(digest, values)
     entry = writer.publish({}, {})
     write_manifest(storage, {
-        "schema_version": 1, "key": KEY, "modality": "rna", "spec": {}, "weights_digest": "none", "dtype": "f16",
-        "resolution": "pooled", "width": 4, "transcripts_fingerprint": "abc", "shards": [entry],
+        "schema_version": 1, "key": KEY, "modality": "rna", "spec": {}, "weights_digest": "none",
+        "dtype": "f16", "resolution": "pooled", "width": 4, "transcripts_fingerprint": "abc",
+        "shards": [entry],
     })  # fmt: skip
     return tmp_path / "embeddings" / "rna" / KEY / entry["name"]
 
@@ -44,7 +45,7 @@ def shard(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
     [
-        (b'"width": 4', b'"width": 5', "cannot be read back"),
+        (b'"width": 4', b'"width": 5', "width 5, not 4"),
         (b'"width": 4', b'"width": 0', "its footer says dtype 'f16' and width 0"),
         (b'"f16"', b'"f99"', "its footer says dtype 'f99'"),
         (b'"positions": 6', b'"positions": x', "its footer is not one of this version"),
@@ -109,6 +110,13 @@ def test_a_manifest_names_shards_beside_it(shard: Path, tmp_path: Path, name: st
     path.write_text(json.dumps(manifest))
     with pytest.raises(StorageError, match=r"manifest\.json: .* is no shard's name"):
         EmbeddingDataset.open(open_storage(tmp_path), "rna", KEY)
+
+
+def test_a_manifest_of_other_sizes_than_its_shards_is_refused(shard: Path, tmp_path: Path) -> None:
+    path = shard.with_name("manifest.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "width": 8, "dtype": "f32"}))
+    with pytest.raises(FingerprintError, match="width 4, not 8, dtype 'f16', not 'f32'"):
+        EmbeddingDataset.open(open_storage(tmp_path), "rna", KEY).read_shard(0)
 
 
 @pytest.mark.parametrize("data", [b"", b"3", b"[]", b"{}", b"[" * 100_000, b"\xff"])

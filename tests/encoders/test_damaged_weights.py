@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from isoformer.encoders.huggingface import get_spec
+from isoformer.encoders.huggingface import get_spec, load_tokenizer
 from isoformer.encoders.registry import EncoderChoice
 from isoformer.encoders.unirep import read_npz, shapes
 from isoformer.encoders.weights_files import read_tensors
-from isoformer.encoders.weights_manifest import read_json
+from isoformer.encoders.weights_manifest import parse_manifest, read_json
 from isoformer.encoders.weights_store import current_version
 from isoformer.encoders.xpresso import SHAPES, read_keras_file
 from isoformer.errors import EncoderError, StorageError
@@ -151,3 +152,43 @@ def test_a_damaged_current_version_is_one_error(data: bytes, tmp_path: Path) -> 
     storage.write_bytes("weights/org/name/current.json", data)
     with pytest.raises(StorageError, match=r"weights/org/name/current\.json: "):
         current_version(storage, "org/name")
+
+
+def test_a_tokenizer_whose_numbers_or_template_are_broken_is_one_error(tmp_path: Path) -> None:
+    words = {letter: place for place, letter in enumerate(["[UNK]", *"LAGVSERTIDPKQNFYMHWC"])}
+    described: dict[str, Any] = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": None, "decoder": None,
+        "model": {"type": "WordLevel", "vocab": words, "unk_token": "[UNK]"},
+    }  # fmt: skip
+    choice = hub_folder(tmp_path, {}, SETTINGS)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(described))
+    assert load_tokenizer(choice)("MAK").token_ids.tolist() == [words["M"], words["A"], words["K"]]
+    described["model"]["vocab"] = {**words, "A": 2**31}
+    path.write_text(json.dumps(described))
+    with pytest.raises(EncoderError, match="numbers a token 2147483648"):
+        load_tokenizer(choice)("MAK")
+    described["post_processor"] = {
+        "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "[X]", "type_id": 0}}], "pair": [],
+        "special_tokens": {},
+    }  # fmt: skip
+    path.write_text(json.dumps(described))
+    with pytest.raises(EncoderError, match=re.escape(str(tmp_path))):
+        load_tokenizer(choice)
+
+
+@pytest.mark.parametrize("value", ["x", float("inf"), [3]])
+def test_a_vocabulary_of_no_size_counts_no_parameters(value: object, tmp_path: Path) -> None:
+    count = get_spec(hub_folder(tmp_path, {}, SETTINGS)).parameter_count
+    assert get_spec(hub_folder(tmp_path, {"vocab_size": value}, SETTINGS)).parameter_count == count - 30 * 16
+
+
+@pytest.mark.parametrize("repository", ["../x", "/etc", "x" * 400, "a/b/c", "a b"])
+def test_a_manifest_names_a_repository_that_a_root_can_hold(repository: str) -> None:
+    manifest = {
+        "format": "isoformer-weights-1", "repository": repository, "commit": None, "licence": "MIT",
+        "digest": "d", "files": {},
+    }  # fmt: skip
+    with pytest.raises(EncoderError, match=r"manifest\.json: repository"):
+        parse_manifest(json.dumps(manifest).encode(), "manifest.json")

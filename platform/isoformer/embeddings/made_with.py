@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NotRequired, Self
+
+from pydantic import TypeAdapter, field_validator
+from typing_extensions import TypedDict
 
 from isoformer.config import FrozenConfig, build
 from isoformer.embeddings.key import DType, encoder_key
 from isoformer.embeddings.store import EmbeddingsManifest
 from isoformer.encoders.catalogue import PUBLISHED
 from isoformer.encoders.registry import HUGGING_FACE, EncoderChoice, get_spec, weights_digest
+from isoformer.encoders.resolution import max_positions
 from isoformer.encoders.spec import EncoderSpec
 from isoformer.encoders.weights_manifest import commit_version
 from isoformer.encoders.weights_store import find_manifest, folder_uri, hub_repository, located
@@ -24,6 +28,15 @@ from isoformer.schema import Modality
 from isoformer.storage import Storage
 
 _RANDOM = "random-"
+
+
+class _SpecFields(TypedDict):
+    """What is read of a spec here."""
+
+    name: str
+    max_tokens: int
+    identity: NotRequired[dict[str, Any]]
+    hidden_states: NotRequired[list[int] | tuple[int, ...] | None]
 
 
 class MadeWith(FrozenConfig):
@@ -35,6 +48,21 @@ class MadeWith(FrozenConfig):
     weights_digest: str
     resolution: str
     dtype: DType
+
+    @field_validator("resolution")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        try:
+            max_positions(value)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    @field_validator("spec")
+    @classmethod
+    def _has_what_finds_the_encoder(cls, spec: dict[str, Any]) -> dict[str, Any]:
+        TypeAdapter(_SpecFields).validate_python(spec)
+        return spec
 
     @classmethod
     def of(cls, manifest: EmbeddingsManifest) -> Self:
@@ -130,7 +158,7 @@ def _with_options(plain: EncoderChoice, recorded: Mapping[str, Any]) -> EncoderC
     options: dict[str, Any] = {}
     states = list(recorded.get("hidden_states") or [])
     if isinstance(identity.get("layer"), int):  # library encoders state it as it was asked for
-        options = {"layer": identity["layer"], "average_layers": identity["average_layers"]}
+        options = {"layer": identity["layer"], "average_layers": identity.get("average_layers", 1)}
     elif states and states != list(spec.hidden_states):
         options = {"layer": states[-1], "average_layers": len(states)}
     if recorded["max_tokens"] != spec.max_tokens:
@@ -141,5 +169,5 @@ def _with_options(plain: EncoderChoice, recorded: Mapping[str, Any]) -> EncoderC
     if identity.get("overlap_tokens") is not None:
         options["overlap_tokens"] = identity["overlap_tokens"]
     if identity.get("precision") != ours.get("precision"):
-        options["precision"] = identity["precision"]
+        options["precision"] = identity.get("precision", "f32")
     return plain.edited(**options)

@@ -128,8 +128,17 @@ class EmbeddingDataset:
                     f"{uri}: has content {footer.content_digest}, but its manifest lists {listed}; "
                     "run `isoformer store verify`"
                 )
+            self._require_listed(footer.header, uri)
             with explained(uri):
                 return dict(rows_of(file, footer.header))
+
+    def _require_listed(self, header: ShardHeader, uri: str) -> None:
+        """FingerprintError where a shard is of another kind than its manifest says."""
+        found = {name: getattr(header, name) for name in ("key", "modality", "width", "dtype", "resolution")}
+        listed: Mapping[str, Any] = {**self.manifest}
+        if different := [name for name in found if found[name] != listed[name]]:
+            told = ", ".join(f"{name} {found[name]!r}, not {listed[name]!r}" for name in different)
+            raise FingerprintError(f"{uri}: is not as its manifest says: {told}")
 
     def read_lengths(self, index: int) -> tuple[dict[str, int], dict[str, str]]:
         """Digest → positions of a shard's rows, and the quarantined digests with why; reads no embedding."""

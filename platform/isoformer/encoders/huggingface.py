@@ -235,8 +235,10 @@ def _states(choice: EncoderChoice, layers: int) -> tuple[int, ...]:
 
 def _parameter_count(config: Mapping[str, Any], width: int, layers: int) -> int:
     """An estimate for costs: embedding, four projections and two feed-forward matrices a layer."""
-    inner = next((int(config[name]) for name in _INNER if isinstance(config.get(name), int)), 4 * width)
-    return int(config.get("vocab_size") or 0) * width + layers * (4 * width * width + 2 * width * inner)
+    inner = next((config[name] for name in _INNER if isinstance(config.get(name), int)), 4 * width)
+    words = config.get("vocab_size")
+    rows = words if isinstance(words, int) else 0
+    return rows * width + layers * (4 * width * width + 2 * width * inner)
 
 
 def _config_digest(config: Mapping[str, Any]) -> str:

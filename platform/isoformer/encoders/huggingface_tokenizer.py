@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +28,7 @@ from isoformer.encoders.weights_manifest import read_json
 from isoformer.errors import EncoderError, shortened
 from isoformer.schema import Modality
 
+MOST_TOKENS: Final = 1 << 24
 _FILES: Final = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
 _RARE_RESIDUES: Final = "BOUZ"
 _CLASS_OF_MODEL: Final = {"esm": "EsmTokenizer", "bert": "BertTokenizer"}
@@ -58,10 +61,8 @@ class Vocabulary:
 
     def encode(self, text: str) -> tokenizers.Encoding:
         """Without special tokens. EncoderError where the library cannot, as without an unknown token."""
-        try:
+        with _explained(f"its tokenizer cannot read {shortened(text, 40)}"):
             return self.tokenizer.encode(text, add_special_tokens=False)
-        except Exception as error:  # the library raises nothing narrower
-            raise EncoderError(f"its tokenizer cannot read {shortened(text, 40)}: {error}") from None
 
     def unknown(self, text: str) -> int:
         """How many tokens of the text are `<unk>`."""
@@ -94,6 +95,8 @@ class LibraryTokenizer:
         if unknown:
             counts["unknown_tokens"] = unknown
         framed = [*self.vocabulary.before, *ids, *self.vocabulary.after]
+        if max(framed) > MOST_TOKENS:
+            raise EncoderError(f"its tokenizer numbers a token {max(framed)}; allowed: up to {MOST_TOKENS}")
         return Tokenized(np.array(framed, dtype=np.int32), counts)
 
     @property
@@ -162,6 +165,17 @@ def tokenizer_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """An EncoderError for what the library raises within the block: bare exceptions, and panics."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise EncoderError(f"{what}: {error}") from None
+
+
 def _vocabulary(folder: Path) -> Vocabulary:
     settings = _read_json(folder / "tokenizer_config.json")
     if (folder / "tokenizer.json").is_file():
@@ -174,10 +188,8 @@ def _vocabulary(folder: Path) -> Vocabulary:
         )
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    try:
+    with _explained(f"{folder}: its tokenizer cannot be used"):
         framed = tokenizer.encode("A")
-    except Exception as error:  # the library raises nothing narrower
-        raise EncoderError(f"{folder}: its tokenizer cannot be used: {error}") from None
     own = [place for place, special in enumerate(framed.special_tokens_mask) if not special]
     if not own:
         raise EncoderError(f"{folder}: its tokenizer makes no token of the letter A")
@@ -188,10 +200,8 @@ def _vocabulary(folder: Path) -> Vocabulary:
 
 def _from_json(path: Path) -> tuple[tokenizers.Tokenizer, str | None]:
     described = _read_json(path)
-    try:
+    with _explained(f"{path}: not a tokenizer that can be read"):
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(described))
-    except Exception as error:  # the library raises nothing narrower
-        raise EncoderError(f"{path}: not a tokenizer that can be read: {error}") from None
     model = described["model"]
     by_place = model["vocab"][model["unk_id"]][0] if model.get("unk_id") is not None else None
     return tokenizer, model.get("unk_token") or by_place

@@ -159,7 +159,7 @@ def shapes(width: int) -> dict[str, tuple[int, ...]]:
 def read_npz(path: Path, width: int) -> dict[str, NDArray[np.float32]]:
     """The arrays of a published file. EncoderError where it is not that model, or holds pickled objects."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {
                 name: np.asarray(file[name], dtype=np.float32)
                 for name in file.files

@@ -14,6 +14,8 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from pydantic import Field
+
 from isoformer.config import FrozenConfig, build
 from isoformer.documents import DocumentError, parse_mapping
 from isoformer.errors import ConfigError, EncoderError
@@ -56,7 +58,7 @@ class WeightsManifest(FrozenConfig):
     """
 
     format: Literal["isoformer-weights-1"] = "isoformer-weights-1"
-    repository: str
+    repository: str = Field(pattern=r"^[A-Za-z0-9_][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?$")
     commit: str | None
     licence: str
     digest: str

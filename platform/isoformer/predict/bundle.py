@@ -27,7 +27,7 @@ from isoformer.embeddings.made_with import MadeWith, find_choice
 from isoformer.encoders.registry import EncoderChoice
 from isoformer.encoders.weights_files import state_file, weights_folder
 from isoformer.encoders.weights_manifest import WeightsFile, describe, file_sha256, folder_manifest
-from isoformer.errors import EncoderError, FingerprintError, InputError, StorageError
+from isoformer.errors import ConfigError, EncoderError, FingerprintError, InputError, StorageError
 from isoformer.extraction import Policy
 from isoformer.model import load_model, save_model
 from isoformer.schema import Modality
@@ -195,7 +195,10 @@ def _encoder(folder: Path, bundled: BundledEncoder, device: str) -> ModalityEnco
     places = [str(folder / bundled.folder)] if bundled.folder else []
     if bundled.choice.weights is not None:
         places.append(bundled.choice.weights)
-    return ModalityEncoder.of(bundled.made, *find_choice(bundled.made, folders=places), device)
+    try:
+        return ModalityEncoder.of(bundled.made, *find_choice(bundled.made, folders=places), device)
+    except (ConfigError, EncoderError, FingerprintError) as error:
+        raise type(error)(f"{folder / BUNDLE_FILE}: {error}") from None
 
 
 def _check(folder: Path, name: str, file: WeightsFile) -> None:

@@ -123,8 +123,9 @@ def _state(file: Path) -> dict[str, Any]:
         for name in ("made_from", "progress", "optimizer"):
             if not isinstance(found.get(name), dict):
                 raise TorchFileError(f"has no {name}")
+        Progress(**found["progress"])
         TypeAdapter(Progress).validate_python(found["progress"])
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise InputError(f"not a checkpoint ({error})", file=file) from error
     return {"averaged": None, **found}
 
