@@ -134,9 +134,9 @@ def _open_s3(text: str) -> S3Storage:
 
 
 def _file_path(text: str) -> Path:
-    parts = urlsplit(text)
-    path = unquote(parts.path)
-    if parts.netloc not in ("", "localhost") or parts.query or parts.fragment or _CONTROL.search(path):
+    place = text.removeprefix("file://").removeprefix("localhost")
+    path = unquote(place)
+    if not place.startswith("/") or {"?", "#"} & set(place) or _CONTROL.search(path):
         raise StorageError(f"{text}: allowed: file:///folder, on this machine; write ? and # as %3F and %23")
     return Path(path)
 

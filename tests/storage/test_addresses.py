@@ -21,6 +21,8 @@ from isoformer.tracking import TrackingConfig
         "s3://b[ad/x",
         "~nobody-of-this-name/x",
         "a\0b",
+        "file://",
+        "file://]x/y",
     ],
 )
 def test_what_looks_like_an_address_is_no_folder(
