@@ -11,11 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from isoformer.errors import InputError
+from isoformer.embeddings.shard_sequences import TranscriptsSource, tokenise
+from isoformer.encoders.registry import EncoderChoice
+from isoformer.errors import InputError, StorageError
 from isoformer.extraction import Policy
+from isoformer.manifest import read_manifest
 from isoformer.predict.inputs import PredictInput
 from isoformer.predict.rows import PredictRow
 from isoformer.sequence_model import SequenceModel, TranscriptSequences
+from isoformer.storage import open_storage
 from predict.trained import transcripts_of
 from prepare.tiny import (
     PROTEIN,
@@ -26,6 +30,7 @@ from prepare.tiny import (
     write_annotation,
     write_genome,
 )
+from tiny_dataset import write_dataset
 
 POLICY = Policy(16, 200, 0.5, "quarantine", "known_selenoproteins")
 
@@ -185,3 +190,27 @@ def test_a_parquet_that_is_damaged_anywhere_is_one_error(tmp_path: Path) -> None
             list(PredictInput(str(path)).rows(POLICY))
         except InputError as error:
             assert "in.parquet" in str(error)
+
+
+def test_a_shard_whose_letters_or_columns_are_not_its_own_is_refused(tmp_path: Path) -> None:
+    write_dataset(str(tmp_path), shards=1, genes_per_shard=1, window_bases=64)
+    path = tmp_path / "transcripts" / "shard-00000.parquet"
+    whole = pq.read_table(path)
+    assert len(list(PredictInput(str(path)).rows(POLICY))) == len(whole)
+    changed = pa.array([text[:-1] + "N" for text in whole["rna"].to_pylist()], pa.large_string())
+    place = whole.schema.get_field_index("rna")
+    for table, problem in (
+        (
+            whole.set_column(place, whole.schema.field("rna"), changed),
+            "T0.0, field 'rna': sequence is not that",
+        ),
+        (whole.drop_columns("window_end_bp"), "field 'window_end_bp': not a column of a transcripts shard"),
+        (whole.set_column(place, "rna", pa.array(range(len(whole)))), "field 'rna': not a column"),
+    ):
+        pq.write_table(table, path)
+        with pytest.raises(InputError, match=problem):
+            list(PredictInput(str(path)).rows(POLICY))
+    pq.write_table(whole.set_column(place, whole.schema.field("rna"), changed), path)
+    with pytest.raises(StorageError, match=r"shard-00000\.parquet: holds a rna sequence that is not that"):
+        source = TranscriptsSource.of(open_storage(tmp_path), read_manifest(open_storage(tmp_path)))
+        tokenise(source, 0, EncoderChoice(name="composition-rna"))

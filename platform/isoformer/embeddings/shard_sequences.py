@@ -26,7 +26,7 @@ from isoformer.encoders.registry import EncoderChoice, get_spec, load_tokenizer
 from isoformer.encoders.spec import EncoderSpec, Packed
 from isoformer.errors import EncoderError, StorageError
 from isoformer.manifest import Manifest, read_shard
-from isoformer.schema import Modality, digest_column
+from isoformer.schema import Modality, digest_column, shard_name
 from isoformer.sequences import dna_window, sequence_digest
 from isoformer.sources.reference import Reference, open_stored_reference
 from isoformer.storage import Storage
@@ -193,6 +193,11 @@ def _distinct(source: TranscriptsSource, shard: int, spec: EncoderSpec) -> Itera
     for batch in rows.to_batches(max_chunksize=64):
         for row in batch.to_pylist():
             sequence = row[modality]
+            if sequence and (not sequence.isascii() or sequence_digest(sequence) != row[column]):
+                raise StorageError(
+                    f"{source.storage.uri}/transcripts/{shard_name(shard)}: holds a {modality} sequence that "
+                    f"is not that of its digest {row[column]}: it was damaged; prepare again"
+                )
             if modality == "dna":
                 sequence = encoder_window(sequence or cut_window(source, row), spec, source.storage.uri)
             yield row[column], sequence

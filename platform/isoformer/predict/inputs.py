@@ -30,7 +30,8 @@ from isoformer.parquet_file import open_parquet
 from isoformer.planning import PrepareConfig
 from isoformer.predict.on_disk import OnDisk
 from isoformer.predict.rows import ROWS_AT_ONCE, PredictRow, given_row, planned_rows, prepared_row
-from isoformer.schema import MODALITIES, Modality
+from isoformer.schema import MODALITIES, Modality, digest_column, transcripts_schema
+from isoformer.sequences import sequence_digest
 from isoformer.sources.files import existing_file, is_bgzip, is_gzip, open_bytes, open_text
 from isoformer.sources.reference import Reference, build_reference
 from isoformer.sources.tables import read_header
@@ -212,6 +213,7 @@ def _parquet_rows(given: PredictInput, policy: Policy) -> Iterator[PredictRow]:
         with open_parquet(path) as file:
             names = file.schema_arrow.names
             if all(name in names for name in _PREPARED):
+                _require_columns_of_shard(file.schema_arrow, path)
                 yield from _prepared_rows(_streamed(file, names), given)
             else:
                 wanted = _wanted_columns(names, path)
@@ -243,7 +245,38 @@ def _prepared_rows(rows: Table, given: PredictInput) -> Iterator[PredictRow]:
                     allowed="<root>/transcripts/shard-00000.parquet",
                 )
             dna = cut_window(source, row)
+        _require_digests({**row, "dna": dna}, given.path)
         yield prepared_row(row, dna)
+
+
+def _require_columns_of_shard(schema: pa.Schema, path: Path) -> None:
+    """InputError where a column of a transcripts shard is missing, or of another type."""
+    for column in transcripts_schema(0):
+        if column.name in ("targets", "target_mask"):
+            continue
+        place = schema.get_field_index(column.name)
+        if place < 0 or schema.field(place).type != column.type:
+            found = "nothing" if place < 0 else str(schema.field(place).type)
+            raise InputError(
+                "not a column of a transcripts shard",
+                file=path,
+                field=column.name,
+                value=found,
+                allowed=str(column.type),
+            )
+
+
+def _require_digests(row: Mapping[str, Any], path: str) -> None:
+    """InputError where a row's sequence is not the one that its digest names: the shard was damaged."""
+    for modality in MODALITIES:
+        sequence, digest = row[modality], row[digest_column(modality)]
+        if sequence and (not sequence.isascii() or sequence_digest(sequence) != digest):
+            raise InputError(
+                f"sequence is not that of its digest {digest}: the shard is damaged; prepare again",
+                file=path,
+                record=row["transcript_id"],
+                field=modality,
+            )
 
 
 def _wanted_columns(names: Sequence[str], path: Path) -> list[str]:
