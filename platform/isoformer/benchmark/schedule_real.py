@@ -33,7 +33,7 @@ SHARDS: Final = 12
 KILL_AFTER: Final = 4
 """Shards: about a third of the way."""
 _TOKENS: Final = 120_000
-_PENDING: Final = (100, 1000, 10_000)
+_PENDING: Final = (100, 1000, 4000)
 _REPEATS: Final = 30
 
 
