@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,21 @@ def test_a_folder_that_cannot_be_written_is_said_and_events_live_in_memory(
     journal.write({"op": "start", "run": "a"})
     assert "cannot be written" in caplog.text
     assert len(journal.outstanding) == 1
+
+
+def test_a_journal_that_is_taken_over_stays_where_the_copy_finds_no_room(tmp_path: Path) -> None:
+    left = Journal.create(tmp_path)
+    left.write({"op": "start", "run": "a"})
+    left.close()
+    journal = Journal.create(tmp_path)
+    with suppress(OSError), open("/dev/full", "w") as journal._stream:  # closing it finds no room either
+        assert journal.take_over() == (1, 0)
+    assert [event["op"] for event in journal.outstanding] == ["start"]
+    assert list(read_outstanding(left.path)) == [0], "on disk still, for the next one"
+
+
+def test_a_file_that_cannot_be_copied_leaves_nothing(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path / "journal")
+    with pytest.raises(OSError):
+        journal.copy_file(tmp_path / "nothing")
+    assert not list((tmp_path / "journal").rglob("files/*"))

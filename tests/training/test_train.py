@@ -125,6 +125,19 @@ def train_workers() -> list[psutil.Process]:
     return found
 
 
+def test_what_a_kill_kept_from_the_tracker_is_told_when_the_run_is_gone_on_with(tmp_path: Path) -> None:
+    """A driver that died when its worker had just finished: no epoch was tracked, and rests lie about."""
+    data, config = made_dataset(), CONFIG.edited(data="pinned")
+    folder = claimed(tmp_path, config)
+    fit_in_folder(config, data, folder, outbox=lambda message: None)
+    folder.storage.write_bytes("runs/one/resume/latest.json", b"{}")
+    recorder = Recorder()
+    result = train(config, str(tmp_path), run="one", data=data, resume=True, tracker=recorder)
+    assert result.reused and recorder.steps == [0, 1, 2, 3, 4]
+    assert recorder.files == ["config.yaml", "metrics.jsonl", "run.json"]
+    assert not folder.storage.list("runs/one/resume/")
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("ray_local")
 @pytest.mark.parametrize(
