@@ -158,7 +158,7 @@ class EncodeWorker:
         _note(orders.witness, work, [])
         load_seconds, encoder = self._encoder(work)
         budget = self._budget(work, orders)
-        started_at = time.time()
+        started_at = time.monotonic()
         if made.writers:
             self._fill(made, shard, orders, encoder, budget, copied)
         _note(orders.witness, work, [])
@@ -172,7 +172,7 @@ class EncodeWorker:
             packs=made.packs,
             padding_tokens=made.padding_tokens,
             started_at=started_at,
-            encoded_at=time.time(),
+            encoded_at=time.monotonic(),
             busy_seconds=made.busy_seconds,
             load_seconds=load_seconds,
             publish_seconds=0.0,
