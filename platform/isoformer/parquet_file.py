@@ -17,20 +17,19 @@ import pyarrow.parquet as pq
 
 def open_parquet(source: str | Path | pa.NativeFile, **options: Any) -> pq.ParquetFile:
     """As `pyarrow.parquet.ParquetFile`. ArrowInvalid where it is none, or has a type that is not plain."""
-    file = pq.ParquetFile(source, **options)
     try:
-        fields = list(file.schema_arrow)
-        _ = file.schema_arrow.names
+        file = pq.ParquetFile(source, **options)
+        kinds = [
+            (name, file.schema_arrow.field(place).type) for place, name in enumerate(file.schema_arrow.names)
+        ]
     except UnicodeDecodeError as error:
-        file.close()
         raise pa.ArrowInvalid(f"the name of a column is no text: {error}") from None
-    for field in fields:
-        for kind in _types(field.type):
+    for name, whole in kinds:
+        for kind in _types(whole):
             if isinstance(kind, pa.BaseExtensionType):
                 file.close()
                 raise pa.ArrowInvalid(
-                    f"column {field.name!r} is of the extension type {kind.extension_name!r}; "
-                    "allowed: plain types"
+                    f"column {name!r} is of the extension type {kind.extension_name!r}; allowed: plain types"
                 )
     return file
 

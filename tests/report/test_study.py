@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from isoformer.errors import StorageError
 from isoformer.report.parameter_figures import Scale
-from isoformer.report.study import Study, read_study
+from isoformer.report.study import Study, Trial, read_study
 from isoformer.report.study_facts import (
     best_against_cost,
     best_so_far,
@@ -163,3 +164,10 @@ def test_what_is_not_there_or_not_readable_is_one_line(tmp_path: Path) -> None:
         read_study(open_storage(tmp_path), "bad")
     with pytest.raises(StorageError, match="there is no such study; there are: bad"):
         read_study(open_storage(tmp_path), "none")
+
+
+@pytest.mark.parametrize(
+    ("value", "can_be_drawn"), [(0.5, True), (1e308, False), (math.inf, False), (math.nan, False)]
+)
+def test_a_score_that_no_axis_can_hold_is_none(value: float, can_be_drawn: bool) -> None:
+    assert (Trial(number=0, state="complete", values=(value,)).score is not None) == can_be_drawn

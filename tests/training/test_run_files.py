@@ -171,3 +171,11 @@ def test_a_model_whose_description_is_not_its_own_is_refused(changes: dict[str, 
     save_model(tiny_model(), path, changes)
     with pytest.raises(IsoformerError, match=r"model\.safetensors"):
         load_model(path)
+
+
+def test_a_column_whose_name_is_no_text_is_one_error(tmp_path: Path) -> None:
+    write_dataset(str(tmp_path), shards=1, genes_per_shard=1)
+    path = tmp_path / "transcripts" / "shard-00000.parquet"
+    path.write_bytes(path.read_bytes().replace(b"gene_name", b"g\xb5ne_name"))
+    with pytest.raises(StorageError, match=r"shard-00000\.parquet: .*name of a column is no text"):
+        read_shard(open_storage(tmp_path), 0)
