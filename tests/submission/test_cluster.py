@@ -30,7 +30,8 @@ def config(root: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = folder / "run.yaml"
     path.write_text(
         f"root: {root}\n"
-        f"prepare: {{route: table, table: {folder / 'table.csv'}, targets: [liver], split: {{allow_empty: true}}}}\n"
+        f"prepare: {{route: table, table: {folder / 'table.csv'}, targets: [liver],\n"
+        "  split: {allow_empty: true}}\n"
         "embed: {encoders: [{name: composition-rna}, {name: composition-protein}]}\n"
     )
     return path
