@@ -107,10 +107,10 @@ def test_what_is_no_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"bundle.json: format: Input should be 'isoformer-bundle-1'"):
         read_bundle(edited(bundle, format="isoformer-bundle-9"))
     (bundle / BUNDLE_FILE).write_text("[]")
-    with pytest.raises(InputError, match="not a JSON object"):
+    with pytest.raises(InputError, match="must be a mapping, got list"):
         read_bundle(bundle)
     (bundle / BUNDLE_FILE).write_text("{")
-    with pytest.raises(InputError, match="not JSON"):
+    with pytest.raises(InputError, match="is not valid JSON"):
         read_bundle(bundle)
 
 
