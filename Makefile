@@ -46,13 +46,13 @@ chaos: install
 	$(BIN)/python -m pytest -m chaos $(ARGS)
 
 check: install
-	$(BIN)/ruff format --check platform jobs tests
-	$(BIN)/ruff check platform jobs tests
+	$(BIN)/ruff format --check platform jobs tests dashboards
+	$(BIN)/ruff check platform jobs tests dashboards
 	$(BIN)/mypy
 
 format: install
-	$(BIN)/ruff format platform jobs tests
-	$(BIN)/ruff check --fix platform jobs tests
+	$(BIN)/ruff format platform jobs tests dashboards
+	$(BIN)/ruff check --fix platform jobs tests dashboards
 
 # Pin the newest versions that pyproject.toml allows. The local-version tag of a CPU wheel is taken off, so that the
 # same lock serves machines with and without a GPU.
