@@ -53,6 +53,10 @@ def build(config_class: type[C], data: Mapping[str, Any], *, origin: str = "conf
         raise ConfigError("\n".join(lines)) from None
 
 
+class UnsetVariableError(ConfigError):
+    """A `${NAME}` whose variable is not set here."""
+
+
 def load_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML mapping. ConfigError where the file is missing, unreadable or not a mapping."""
     try:
@@ -109,7 +113,7 @@ def _variable(match: re.Match[str]) -> str:
     try:
         return os.environ[match[1]]
     except KeyError:
-        raise ConfigError(f"{match[0]}: the environment variable {match[1]} is not set") from None
+        raise UnsetVariableError(f"{match[0]}: the environment variable {match[1]} is not set") from None
 
 
 def to_yaml(config: BaseModel) -> str:

@@ -109,7 +109,7 @@ def status(as_json: bool) -> None:
 def _send(root: click.Group, arguments: list[str], out: Output, options: dict[str, Any]) -> int | None:
     from isoformer.submission import Job, checked_environment, staged
 
-    config = _checked(root, arguments)
+    config = _checked(root, arguments, out)
     job = Job(tuple(arguments), config, options["package"], checked_environment(options["environment"]))
     with tempfile.TemporaryDirectory(prefix="isoformer-job-") as name:
         with staged(job, Path(name)) as (files, size_bytes):
@@ -127,9 +127,11 @@ def _send(root: click.Group, arguments: list[str], out: Output, options: dict[st
     return _followed(jobs, submitted, out)
 
 
-def _checked(root: click.Group, arguments: list[str]) -> Path | None:
-    """The configuration file to ship, once the verb's arguments, settings and paths are found good."""
-    from isoformer.settings import load_settings
+def _checked(root: click.Group, arguments: list[str], out: Output) -> Path | None:
+    """The configuration file to ship, once the verb's arguments, settings and paths are found good. With a
+    `${NAME}` that only the cluster knows, the settings are checked there.
+    """
+    from isoformer.config import UnsetVariableError
     from isoformer.submission import refuse_passwords, refuse_relative
 
     refuse_passwords(arguments)
@@ -139,12 +141,22 @@ def _checked(root: click.Group, arguments: list[str]) -> Path | None:
         return None
     config = options.get("config")
     if "overrides" in options:
-        settings = load_settings(config, options["overrides"])
-        refuse_relative("root", settings.root)
-        if arguments[0] == "prepare":
-            for field, path in settings.require_prepare().source_paths():
-                refuse_relative(f"prepare.{field}", path)
+        try:
+            _check_settings(arguments[0], config, options["overrides"])
+        except UnsetVariableError as error:
+            out.note(f"settings are checked on the cluster: {error}")
     return Path(config) if config else None
+
+
+def _check_settings(verb: str, config: str | None, overrides: Sequence[str]) -> None:
+    from isoformer.settings import load_settings
+    from isoformer.submission import refuse_relative
+
+    settings = load_settings(config, overrides)
+    refuse_relative("root", settings.root)
+    if verb == "prepare":
+        for field, path in settings.require_prepare().source_paths():
+            refuse_relative(f"prepare.{field}", path)
 
 
 def _parsed(root: click.Group, arguments: Sequence[str]) -> dict[str, Any]:

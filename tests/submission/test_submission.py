@@ -86,6 +86,19 @@ def test_a_dry_run_says_what_would_be_sent(config: Path, capsys: pytest.CaptureF
     assert said["files"] > 200
 
 
+def test_what_only_the_cluster_knows_is_filled_in_there(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = "sweep.storage=postgresql://me:${STUDY_PASSWORD}@db/studies"
+    sent = ("sweep", "--set", "root=/data", "--set", storage, "--dry-run", "--json")
+    status, out, error = run(*sent, capsys=capsys)
+    assert status == 0 and "checked on the cluster: ${STUDY_PASSWORD}" in " ".join(error.split())
+    assert json.loads(out)["entrypoint"].endswith(f"--set '{storage}'"), "no shell fills it in on the way"
+    monkeypatch.setenv("STUDY_PASSWORD", "open-sesame")
+    status, out, error = run(*sent, capsys=capsys)
+    assert status == 0 and "open-sesame" not in out + error and storage in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
