@@ -2,7 +2,8 @@
 #   make demo     install, then the whole road on real data (needs no network after the installation)
 #   make test     install, then format, lint, types and tests
 #   make quick    the same without the tests that take more than about 20 seconds
-#   make long     real rounds of the benchmarks;  make chaos: kills at many points
+#   make long     minutes each: real rounds of the benchmarks, the whole demo as a job, every dashboard's queries
+#   make chaos    faults of all kinds over the whole pipeline
 # On a machine with a GPU:  UV_TORCH_BACKEND=auto make install   (and =cpu where no CPU wheel of torch is at hand)
 
 PYTHON ?= python3
@@ -38,7 +39,7 @@ test: check
 quick: check
 	$(BIN)/python -m pytest -m "not chaos and not long and not slow" -n 2 --dist worksteal $(ARGS)
 
-# Minutes each, one after another: real rounds of the benchmarks, and kills at many points.
+# Minutes each, one after another.
 long: install
 	$(BIN)/python -m pytest -m long $(ARGS)
 

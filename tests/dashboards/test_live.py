@@ -66,7 +66,7 @@ def said(driver: subprocess.Popen[str], log: Path) -> str:
     return line
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_panels_alerts_and_the_verb_see_a_pipeline_that_runs(
     live: Live, monkeypatch: pytest.MonkeyPatch
