@@ -163,11 +163,11 @@ class LocalStorage:
 
     def write_bytes(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
         with self._explained(key, "cannot be written"):
-            return _publish(self._path(key), lambda out: _write_all(out, data), if_absent)
+            return _publish(self._target(key), lambda out: _write_all(out, data), if_absent)
 
     def put_file(self, local_path: Path, key: str, *, if_absent: bool = False) -> bool:
         with self._explained(key, "cannot be written"):
-            return _publish(self._path(key), lambda out: _copy(local_path, out), if_absent)
+            return _publish(self._target(key), lambda out: _copy(local_path, out), if_absent)
 
     def download(self, key: str, local_path: Path) -> Path:
         with self._explained(key, "cannot be read"):
@@ -218,6 +218,14 @@ class LocalStorage:
 
     def _path(self, key: str) -> Path:
         return self.root / _checked_key(key)
+
+    def _target(self, key: str) -> Path:
+        """Of what is written: no name that a listing takes for an unfinished write."""
+        if key.rpartition("/")[2].startswith(TEMPORARY_PREFIX):
+            raise StorageError(
+                f"{key!r} is no key; names that begin with {TEMPORARY_PREFIX} are kept for writing"
+            )
+        return self._path(key)
 
     def _explained(self, key: str, what: str) -> contextlib.AbstractContextManager[None]:
         return explain_local(self.root / key, what)
@@ -391,8 +399,7 @@ class S3Storage:
 
 def _checked_key(key: str) -> str:
     parts = key.split("/")
-    is_hidden = parts[-1].startswith(TEMPORARY_PREFIX)  # no listing shows it
-    if {"", ".", ".."} & set(parts) or is_hidden or _CONTROL.search(key):
+    if {"", ".", ".."} & set(parts) or _CONTROL.search(key):
         raise StorageError(f"{key!r} is no key; allowed: a path relative to the root, without '..'")
     return key
 
