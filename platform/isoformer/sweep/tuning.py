@@ -69,6 +69,7 @@ def run_trials(
 
     from isoformer.sweep.trial import run_trial
 
+    _keep_credentials_to_themselves()
     config = searcher.config
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, shared=shared), _resources(config, searcher.base.workers)
@@ -94,6 +95,16 @@ def run_trials(
         counters.slots(searcher, concurrent)
         tuner.fit()
         counters.slots(searcher, 0)
+
+
+def _keep_credentials_to_themselves() -> None:
+    """Ray Tune would put those of S3 into the runtime environment of each trial, which Ray logs and its
+    dashboard shows. Trials find them as the workers of all other stages do.
+    """
+    from ray.tune.execution import class_cache
+
+    names = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+    class_cache.ENV_VARS_TO_PROPAGATE -= names
 
 
 def _resources(config: SweepConfig, workers: int) -> dict[str, float]:
