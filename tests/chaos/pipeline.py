@@ -77,7 +77,7 @@ def cut_sources(folder: Path) -> dict[str, Any]:
             kept.append(line)
     annotation = folder / "annotation.gtf.gz"
     annotation.write_bytes(gzip.compress("".join(kept).encode(), mtime=0))
-    return {**paths, "annotation": str(annotation), "shards": 8, "dna_window_bases": 3072}
+    return {**paths, "annotation": str(annotation), "shards": 8, "dna_window_bases": 6144}
 
 
 def write_settings(
@@ -92,7 +92,7 @@ def write_settings(
         "prepare": sources,
         "embed": {
             "encoders": [{"name": name, "resolution": resolution} for name, resolution in encoders],
-            "actors": 2, "threads_per_actor": 1, "token_budget": 1024,
+            "actors": 2, "threads_per_actor": 1, "token_budget": 2048,
             "most_failures": 20, "stall_seconds": 60,
         },
         "train": {
