@@ -114,7 +114,7 @@ def scraped(encoder: str) -> Counter[str]:
         for sample in family.samples:
             name = sample.name.removeprefix("ray_isoformer_")
             reason = sample.labels.get("reason")
-            if name != sample.name and sample.labels["encoder"] == encoder:
+            if name != sample.name and sample.labels.get("encoder") == encoder:
                 totals[f'{name}{{reason="{reason}"}}' if reason else name] += sample.value
     return totals
 
