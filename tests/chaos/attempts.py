@@ -15,6 +15,8 @@ import psutil
 
 CLUSTER = Path(__file__).with_name("cluster.py")
 JOBS = Path(__file__).parents[2] / "jobs"
+ATTEMPT_SECONDS = 400.0
+"""More than any attempt takes that is not stuck, on a busy machine."""
 OURS = (
     "ray::Map(", "EncodeWorker", "tokenise_work", "Witness", "RayTrainWorker", "TrainController",
     "QueueActor", "ImplicitFunc",

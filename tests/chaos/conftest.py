@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from chaos.attempts import Cluster, attempted
+from chaos.attempts import ATTEMPT_SECONDS, Cluster, attempted
 from chaos.ledger import Ledger
 from chaos.pipeline import VERBS, Peace, cut_sources, results
 from chaos.surroundings import Database, Surroundings, mount, placed
@@ -83,7 +83,7 @@ def peace(around: Surroundings, sources: dict[str, Any], ledger: Ledger) -> Peac
         before, began = around.proxy.requests, time.monotonic()
         command = ["--config", str(place.settings), *options]
         with attempted(verb, command, around.folder, around.environment()) as attempt:
-            assert attempt.process.wait(timeout=240) == 0, attempt.tail()
+            assert attempt.process.wait(timeout=ATTEMPT_SECONDS) == 0, attempt.tail()
         requests[verb], seconds[verb] = around.proxy.requests - before, time.monotonic() - began
     print(f"\nin peace: {requests} requests, { ({v: round(s) for v, s in seconds.items()}) } s")
     return Peace(results(place), requests)

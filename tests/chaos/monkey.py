@@ -8,13 +8,11 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-from chaos.attempts import Attempt, attempted
+from chaos.attempts import ATTEMPT_SECONDS, Attempt, attempted
 from chaos.ledger import Ledger
 from chaos.pipeline import VERBS, Place
 from chaos.surroundings import Kind, Surroundings
 
-ATTEMPT_SECONDS: Final = 240.0
-"""More than any attempt takes that is not stuck."""
 STARTING: Final = 0.25
 """Share of the kills of drivers that hit them while they start, before they ask for anything."""
 ENDS_THE_ATTEMPT: Final = ("driver", "head")

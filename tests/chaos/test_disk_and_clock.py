@@ -16,13 +16,13 @@ from typing import Any, Final
 
 import pytest
 
-from chaos.attempts import Attempt, attempted
+from chaos.attempts import ATTEMPT_SECONDS, Attempt, attempted
 from chaos.ledger import Ledger
 from chaos.pipeline import RUN, STUDY, VERBS, Peace, Place, require_equal, results
 from chaos.surroundings import Surroundings, full, mount, placed
 from isoformer.storage import LocalStorage
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1500)]
 
 FAKETIME: Final = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 DAYS_OFF: Final = {"prepare": "-40d", "embed": "+3d", "train": "-400d", "sweep": "+40d"}
@@ -74,7 +74,7 @@ def test_a_verb_on_a_full_disk_refuses_and_goes_on_with_room_and_a_wrong_clock(
                 time.sleep(0.05)
             filler = full(disk)
             ledger.add(name, f"full disk: {where}", where, started_at=attempt.started_at)
-            attempt.process.wait(timeout=240)
+            attempt.process.wait(timeout=ATTEMPT_SECONDS)
             filler.unlink()
         if attempt.process.returncode == 0:  # it needed no more room there
             ledger.settle("went on")
@@ -86,7 +86,7 @@ def test_a_verb_on_a_full_disk_refuses_and_goes_on_with_room_and_a_wrong_clock(
     with verb(around, small, name, **at_another_time(DAYS_OFF[name])) as attempt:
         ledger.add(name, "full disk: journal", "tracking-journal", started_at=attempt.started_at)
         ledger.add(name, "clock: wrong by days", DAYS_OFF[name], started_at=attempt.started_at)
-        assert attempt.process.wait(timeout=240) == 0, attempt.tail()
+        assert attempt.process.wait(timeout=ATTEMPT_SECONDS) == 0, attempt.tail()
     journal.unlink()
     ledger.settle("went on")
     ledger.recovered()

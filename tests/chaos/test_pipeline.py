@@ -14,7 +14,7 @@ from chaos.pipeline import VERBS, Peace, Place, require_equal, require_study_as_
 from chaos.reader import watched
 from chaos.surroundings import Kind, Surroundings, placed
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1500)]
 
 STRIKES: dict[str, Sequence[Kind]] = {
     "prepare": ["driver"] * 2 + ["worker"] * 2 + ["node", "storage server"],
