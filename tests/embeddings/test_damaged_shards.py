@@ -124,3 +124,11 @@ def test_a_manifest_that_is_none_is_refused(shard: Path, tmp_path: Path, data: b
     shard.with_name("manifest.json").write_bytes(data)
     with pytest.raises(StorageError, match=r"manifest\.json: "):
         EmbeddingDataset.open(open_storage(tmp_path), "rna", KEY)
+
+
+def test_a_shard_of_other_columns_is_refused(shard: Path, tmp_path: Path) -> None:
+    whole = shard.read_bytes()
+    for name in (b"positionz", b"p\xb5sitions"):
+        shard.write_bytes(whole.replace(b"positions", name))
+        with pytest.raises(StorageError, match=shard.name):
+            EmbeddingDataset.open(open_storage(tmp_path), "rna", KEY).read_lengths(0)

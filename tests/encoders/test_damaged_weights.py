@@ -18,9 +18,10 @@ import torch
 
 from isoformer.encoders.huggingface import get_spec, load_tokenizer
 from isoformer.encoders.registry import EncoderChoice
+from isoformer.encoders.transformer_config import transformer_config
 from isoformer.encoders.unirep import read_npz, shapes
 from isoformer.encoders.weights_files import read_tensors
-from isoformer.encoders.weights_manifest import parse_manifest, read_json
+from isoformer.encoders.weights_manifest import parse_manifest, read_json, shards
 from isoformer.encoders.weights_store import current_version
 from isoformer.encoders.xpresso import SHAPES, read_keras_file
 from isoformer.errors import EncoderError, StorageError
@@ -192,3 +193,25 @@ def test_a_manifest_names_a_repository_that_a_root_can_hold(repository: str) -> 
     }  # fmt: skip
     with pytest.raises(EncoderError, match=r"manifest\.json: repository"):
         parse_manifest(json.dumps(manifest).encode(), "manifest.json")
+
+
+@pytest.mark.parametrize("value", [10**30, 1 << 25, 0, -1])
+def test_a_size_that_no_encoder_has_is_named(value: int, tmp_path: Path) -> None:
+    config = {
+        "vocab_size": 33, "hidden_size": value, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "mask_token_id": 32, "intermediate_size": 32, "max_position_embeddings": 130, "layer_norm_eps": 1e-5,
+    }  # fmt: skip
+    with pytest.raises(EncoderError, match=r"x\.json: .*hidden_size"):
+        transformer_config(config, gated_feed_forward=False, file="x.json")
+
+
+def test_special_tokens_must_leave_room_for_one(tmp_path: Path) -> None:
+    with pytest.raises(EncoderError, match="2 tokens leave 0 beside the special ones"):
+        load_tokenizer(hub_folder(tmp_path, {"max_position_embeddings": 2}, SETTINGS))
+
+
+def test_an_index_names_no_file_that_none_can_be(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": {"w": "a" * 300 + ".safetensors"}}))
+    with pytest.raises(EncoderError, match=r"index\.json: .* must be a plain file name"):
+        shards(path)

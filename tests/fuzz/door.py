@@ -21,7 +21,7 @@ from typing import Literal
 from isoformer.errors import ConfigError, IsoformerError
 
 SECONDS = 5.0
-"""Of one input; the slowest that is fine takes a tenth of it."""
+"""Of the processor, for one input; the slowest that is fine takes a tenth of it."""
 LONGEST_LINE = 4000
 CANARY = "code-was-run"
 """A file that hostile inputs would make if a line of theirs were run."""
@@ -126,10 +126,10 @@ def _at_most(seconds: float) -> Iterator[None]:
     def too_slow(*_: object) -> None:
         raise TooSlow
 
-    before = signal.signal(signal.SIGALRM, too_slow)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGPROF, too_slow)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)

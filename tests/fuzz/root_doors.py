@@ -263,7 +263,7 @@ DOORS = (
             *NOT_JSON,
         ),
         JSON_WORDS,
-        ("manifest.json", "shard-0"),
+        ("manifest.json", "shard-"),
     ),
     Door(
         "embeddings shard",

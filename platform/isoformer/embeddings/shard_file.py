@@ -145,7 +145,7 @@ def opened(source: pa.NativeFile, uri: str) -> pq.ParquetFile:
     """StorageError where the object is truncated or no Parquet file."""
     try:
         return open_parquet(source, page_checksum_verification=True)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise StorageError(
             f"{uri}: is not a whole Parquet file; delete it and run embed again: {error}"
         ) from None
@@ -163,6 +163,8 @@ def footer_of(file: pq.ParquetFile, uri: str) -> ShardFooter:
     if footer.header.dtype not in NUMPY_DTYPES or footer.header.width < 1:
         found = f"dtype {footer.header.dtype!r} and width {footer.header.width}"
         raise StorageError(f"{uri}: its footer says {found}; allowed: {', '.join(NUMPY_DTYPES)}, at least 1")
+    if file.schema_arrow.remove_metadata() != EMBEDDINGS_SCHEMA:
+        raise StorageError(f"{uri}: its columns are not {', '.join(EMBEDDINGS_SCHEMA.names)}; embed again")
     return footer
 
 
@@ -182,10 +184,8 @@ def rows_of(file: pq.ParquetFile, header: ShardHeader) -> Iterator[tuple[str, ND
 def group_rows(file: pq.ParquetFile, header: ShardHeader, group: int) -> list[tuple[str, NDArray[Any]]]:
     """The rows of one row group."""
     table = file.read_row_group(group, use_threads=False).combine_chunks()
-    if table.schema.remove_metadata() != EMBEDDINGS_SCHEMA or any(
-        column.null_count for column in table.columns
-    ):
-        raise ValueError(f"its columns are not {', '.join(EMBEDDINGS_SCHEMA.names)}, or have nulls")
+    if any(column.null_count for column in table.columns):
+        raise ValueError("a column has nulls")
     if not len(table):
         return []
     column = table["embedding"].chunk(0)
@@ -228,7 +228,7 @@ def explained(uri: str) -> Iterator[None]:
     """A StorageError for what a damaged file raises while it is read."""
     try:
         yield
-    except (pa.ArrowInvalid, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise StorageError(f"{uri}: cannot be read back: {error}") from None
 
 

@@ -143,9 +143,10 @@ class EmbeddingDataset:
     def read_lengths(self, index: int) -> tuple[dict[str, int], dict[str, str]]:
         """Digest → positions of a shard's rows, and the quarantined digests with why; reads no embedding."""
         with _file(self.storage, self.shard_path(index)) as (file, uri), explained(uri):
+            footer = footer_of(file, uri)
             columns = file.read(columns=["digest", "positions"], use_threads=False)
             rows = zip(columns["digest"].to_pylist(), columns["positions"].to_pylist(), strict=True)
-            return dict(rows), footer_of(file, uri).quarantined
+            return dict(rows), footer.quarantined
 
 
 def embedding_shard_name(shard: int, sequences: str) -> str:

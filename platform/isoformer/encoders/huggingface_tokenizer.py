@@ -140,6 +140,8 @@ def read_tokenizer(
         raise EncoderError(
             f"{folder}: its vocabulary does not know {', '.join(strange)} of {modality}; is that right?"
         )
+    if (room := max_tokens - len(vocabulary.before) - len(vocabulary.after)) < 1:
+        raise EncoderError(f"{folder}: {max_tokens} tokens leave {room} beside the special ones; must be 1")
     rare = [letter for letter in _RARE_RESIDUES if not vocabulary.unknown(writing(letter))]
     return LibraryTokenizer(
         vocabulary, modality, writing, letters + "".join(rare), max_tokens, long_sequences

@@ -16,17 +16,19 @@ from isoformer.config import FrozenConfig, build
 from isoformer.errors import ConfigError, EncoderError
 
 _ROTARY_BASE: Final = 10000.0
+LARGEST: Final = 1 << 24
+"""Of any size; the largest published encoder has a thousandth of it."""
 
 
 class TransformerConfig(FrozenConfig):
     """Field names are those of the published config.json files."""
 
-    vocab_size: int = Field(ge=1)
-    hidden_size: int = Field(ge=2)
-    num_hidden_layers: int = Field(ge=1)
-    num_attention_heads: int = Field(ge=1)
-    intermediate_size: int = Field(ge=1)
-    max_position_embeddings: int = Field(ge=2)
+    vocab_size: int = Field(ge=1, le=LARGEST)
+    hidden_size: int = Field(ge=2, le=LARGEST)
+    num_hidden_layers: int = Field(ge=1, le=LARGEST)
+    num_attention_heads: int = Field(ge=1, le=LARGEST)
+    intermediate_size: int = Field(ge=1, le=LARGEST)
+    max_position_embeddings: int = Field(ge=2, le=LARGEST)
     layer_norm_eps: float = Field(gt=0)
     mask_token_id: int
     pad_token_id: int = 1

@@ -213,7 +213,8 @@ def _hashed(path: Path, digest: Any) -> str:
 
 
 def _require_plain(name: str, origin: str) -> None:
-    if not name or name != Path(name).name or name.startswith(".") or "\\" in name:
+    is_plain = bool(name) and name == Path(name).name and len(name.encode(errors="replace")) < 256
+    if not is_plain or name.startswith(".") or "\\" in name:
         raise EncoderError(f"{origin}: {name!r} must be a plain file name in the same folder")
 
 
