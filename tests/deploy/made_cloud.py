@@ -66,7 +66,8 @@ def made_cloud(home: Path) -> Iterator[Cloud]:
     from moto import mock_aws
     from moto.ec2.models.instance_types import InstanceTypeBackend as Types
 
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), mock_aws():
+    # moto's credentials are undone last, or the patch would put them back for good
+    with mock_aws(), pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # moto's, of images that it does not know
         patch.setenv("HOME", str(home))  # where `ray up` leaves the private key
         patch.delenv("AWS_ENDPOINT_URL", raising=False)  # where an S3 server of other tests still runs
