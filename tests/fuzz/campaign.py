@@ -51,7 +51,8 @@ def main() -> int:
     )  # a child's end would clean a context up
     found = [_run_door(doors[name], options, work) for name in options.door or doors]
     shutil.rmtree(work)
-    report = _report([*_other_doors(options), *found])
+    places = {name: place for place, name in enumerate(doors)}
+    report = _report(sorted([*_other_doors(options), *found], key=lambda line: places[line["door"]]))
     if options.report:
         Path(options.report).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(report["total"]))
