@@ -18,7 +18,7 @@ from fuzz.mutation import mutated
 from isoformer.errors import InputError, StorageError
 
 CHANGES = 50
-SECONDS_A_DOOR = 0.1
+SECONDS_A_DOOR = 0.06
 FINDS = Path(__file__).parent / "finds"
 
 

@@ -20,7 +20,7 @@ from isoformer.sources.annotation import read_annotation
 from isoformer.sources.expression import Expression, read_expression
 from isoformer.sources.reference import Reference, build_reference
 
-FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 STRANGE = st.sampled_from(
     [
         "",
