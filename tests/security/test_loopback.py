@@ -29,7 +29,7 @@ import os, sys
 from isoformer.ray_session import RayConfig, ray_session
 with ray_session(RayConfig(num_cpus=2)):
     import ray
-    ray.get(ray.remote(num_cpus=0)(os.getpid).remote())
+    ray.get(ray.remote(num_cpus=0)(lambda: os.getpid()).remote())
     print("up", flush=True)
     sys.stdin.read()
 """
@@ -53,7 +53,7 @@ def outside(found: dict[str, list[str]]) -> list[tuple[str, str]]:
         (name, address)
         for name, addresses in found.items()
         for address in addresses
-        if not ipaddress.ip_address(address).is_loopback
+        if not ipaddress.ip_address(address.removeprefix("::ffff:")).is_loopback
     ]
 
 

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 import torch
 
 from isoformer.errors import ClusterError, FingerprintError, InputError, StorageError
+from isoformer.parquet_file import open_parquet
 from isoformer.predict.results import PredictCounts, predicted_tables, read_metadata, result_schema
 from isoformer.predict.rows import PredictRow, batches
 from isoformer.predict.run import model_metadata
@@ -237,7 +238,7 @@ def _present(storage: Storage, part: Part) -> PredictCounts | None:
     uri = f"{storage.uri}/{part.name}"
     try:
         with storage.open_input(part.name) as file:
-            found = read_metadata(pq.ParquetFile(file).schema_arrow)
+            found = read_metadata(open_parquet(file).schema_arrow)
     except pa.ArrowInvalid as error:
         raise StorageError(f"{uri}: cannot be read as Parquet ({error})") from None
     if found.get("rows_digest") != part.digest:
