@@ -164,6 +164,9 @@ def verbs(config: Path, work: Path) -> list[list[str]]:
         ["plan", *given],
         ["embed", *given],
         ["train", *given, "--json"],
+        ["evaluate", *given, "--no-ablation", "--json"],
+        ["sweep", *given],
+        ["track", "status", *given, "--json"],
         [
             "train",
             *given,
@@ -174,13 +177,10 @@ def verbs(config: Path, work: Path) -> list[list[str]]:
             "--set",
             f"tracking.uri={database}",
         ],
-        ["evaluate", *given, "--no-ablation", "--json"],
-        ["sweep", *given],
         ["report", *given, "--output", str(work / "report.html")],
         ["compare", "final", "second", *given, "--output", str(work / "compare.html")],
         ["export", str(work / "bundle"), *given],
         ["export", "--register", "exported", *given],
-        ["track", "status", *given, "--json"],
         # doors that are shut
         ["doctor", *given, "--set", f"tracking.uri={database}", "--json"],
         ["track", "status", *given, "--set", f"tracking.uri={database}", "--json"],
