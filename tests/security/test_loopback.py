@@ -87,7 +87,7 @@ def test_the_tests_own_s3_server(s3_server: S3Server) -> None:
     assert outside(found) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_mlflow_server(tmp_path: Path) -> None:
     with LocalMlflow(tmp_path) as server:
         assert server.process is not None
