@@ -19,6 +19,7 @@ import errno
 import io
 import os
 import re
+import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -78,7 +79,7 @@ class Storage(Protocol):
         ...
 
     def list(self, prefix: str = "") -> list[str]:
-        """Keys that start with `prefix`, sorted; unfinished writes never show."""
+        """Keys that start with `prefix`, sorted; neither unfinished writes nor folders show."""
         ...
 
     def exists(self, key: str) -> bool: ...
@@ -91,6 +92,10 @@ class Storage(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error."""
+        ...
+
+    def delete_folder(self, prefix: str) -> None:
+        """Remove every object below `prefix`, which ends with "/", and what marks folders there."""
         ...
 
 
@@ -212,6 +217,11 @@ class LocalStorage:
         with self._explained(key, "cannot be deleted"):
             self._path(key).unlink(missing_ok=True)
 
+    def delete_folder(self, prefix: str) -> None:
+        for key in self.list(prefix):
+            self.delete(key)
+        shutil.rmtree(self._path(prefix.removesuffix("/")), ignore_errors=True)
+
     def abandoned(self) -> Sequence[Path]:
         """Temporary files that killed writers left behind; readers never see them."""
         return sorted(self.root.rglob(f"{TEMPORARY_PREFIX}*"))
@@ -293,9 +303,7 @@ class S3Storage:
         return pa.PythonFile(RangeReader(int(head["ContentLength"]), read_range), mode="r")
 
     def list(self, prefix: str = "") -> list[str]:
-        _checked_prefix(prefix)
-        cut = len(self.prefix) + 1 if self.prefix else 0
-        return sorted(item["Key"][cut:] for page in self._pages(prefix) for item in page.get("Contents", []))
+        return sorted(key for key in self._listed(prefix) if not key.endswith("/"))
 
     def exists(self, key: str) -> bool:
         from botocore.exceptions import ClientError
@@ -320,10 +328,24 @@ class S3Storage:
         return str(self._head(key)["ETag"])
 
     def delete(self, key: str) -> None:
+        self._delete(key, self._key(key))
+
+    def delete_folder(self, prefix: str) -> None:
+        for key in self._listed(prefix):
+            self._delete(key, f"{self.prefix}/{key}" if self.prefix else key)
+
+    def _delete(self, key: str, name: str) -> None:
         def remove() -> None:
-            self._s3().delete_object(Bucket=self.bucket, Key=self._key(key))
+            self._s3().delete_object(Bucket=self.bucket, Key=name)
 
         self._retried(key, "cannot be deleted", remove)
+
+    def _listed(self, prefix: str) -> Iterator[str]:
+        """Keys, those that end with "/" too: consoles and file systems mark a folder so."""
+        _checked_prefix(prefix)
+        cut = len(self.prefix) + 1 if self.prefix else 0
+        for page in self._pages(prefix):
+            yield from (item["Key"][cut:] for item in page.get("Contents", []))
 
     def _put(self, key: str, body: BinaryIO, if_absent: bool) -> bool:
         """A conditional put carries a name of its own: the key may be taken by an earlier attempt of ours.

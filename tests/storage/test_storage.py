@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from isoformer.errors import StorageError
+from isoformer.s3_requests import s3_client
 from isoformer.storage import LocalStorage, Storage, open_storage
 from services import SECRET_KEY, S3Server
 
@@ -98,6 +99,13 @@ class StorageContract:
         storage.delete("gone")
         assert not storage.exists("gone")
 
+    def test_a_folder_goes_with_all_that_is_below(self, storage: Storage) -> None:
+        for key in ("runs/a/x", "runs/a/b/y", "runs/ab"):
+            storage.write_bytes(key, b"")
+        storage.delete_folder("runs/a/")
+        storage.delete_folder("runs/a/")
+        assert storage.list() == ["runs/ab"]
+
     def test_survives_pickling(self, storage: Storage) -> None:
         storage.write_bytes("k", b"v")
         again = pickle.loads(pickle.dumps(storage))  # noqa: S301
@@ -166,6 +174,19 @@ class TestS3(StorageContract):
     ) -> Iterator[pytest.MonkeyPatch]:
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
         yield monkeypatch
+
+    def test_what_marks_a_folder_is_no_key_and_goes_with_the_folder(
+        self, storage: Storage, s3_root: str, s3_server: S3Server
+    ) -> None:
+        """A console and pyarrow's file system make such objects; Ray Train keeps its state by the latter."""
+        bucket, _, prefix = s3_root.removeprefix("s3://").partition("/")
+        client = s3_client(s3_server.endpoint)
+        for marker in ("runs/a/", "runs/a/ray/"):
+            client.put_object(Bucket=bucket, Key=f"{prefix}/{marker}", Body=b"")
+        storage.write_bytes("runs/a/x", b"")
+        assert storage.list("runs/") == ["runs/a/x"]
+        storage.delete_folder("runs/a/")
+        assert client.list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/")["KeyCount"] == 0
 
     def test_more_than_one_page(self, storage: Storage) -> None:
         for n in range(1005):

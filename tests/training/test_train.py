@@ -16,6 +16,7 @@ import pytest
 
 from isoformer.errors import FingerprintError, InputError, StorageError
 from isoformer.model import ModelConfig
+from isoformer.s3_requests import s3_client
 from isoformer.storage import open_storage
 from isoformer.training.config import TrainConfig
 from isoformer.training.loop import fit, predict
@@ -23,6 +24,7 @@ from isoformer.training.runs import RunFolder, run_names, run_settings
 from isoformer.training.train import train
 from isoformer.training.workers import fit_in_folder
 from made_dataset import made_dataset
+from services import S3Server
 
 CONFIG = TrainConfig(
     model=ModelConfig(width=8, heads=2, dropout=0.1), epochs=5, batch_size=8, learning_rate=5e-3
@@ -143,7 +145,9 @@ def test_what_a_kill_kept_from_the_tracker_is_told_when_the_run_is_gone_on_with(
 @pytest.mark.parametrize(
     "workers", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.chaos)]
 )
-def test_a_killed_worker_goes_on_as_if_nothing_had_happened(workers: int, tmp_path: Path) -> None:
+def test_a_killed_worker_goes_on_as_if_nothing_had_happened(
+    workers: int, s3_root: str, s3_server: S3Server
+) -> None:
     data, recorder, killed = made_dataset(), Recorder(), []
 
     def kill_one_worker(metrics: dict[str, float]) -> None:
@@ -152,7 +156,7 @@ def test_a_killed_worker_goes_on_as_if_nothing_had_happened(workers: int, tmp_pa
             os.kill(killed[0], signal.SIGKILL)
 
     config = CONFIG.edited(workers=workers, model=CONFIG.model.edited(dropout=0.0), epochs=60, patience=60)
-    result = train(config, str(tmp_path), run="run", data=data, tracker=recorder, progress=kill_one_worker)
+    result = train(config, s3_root, run="run", data=data, tracker=recorder, progress=kill_one_worker)
     assert killed and set(recorder.steps) == set(range(60))
     undisturbed = curve(fit(config, data).history)
     if workers == 1:
@@ -162,12 +166,23 @@ def test_a_killed_worker_goes_on_as_if_nothing_had_happened(workers: int, tmp_pa
     assert recorder.files == ["config.yaml", "metrics.jsonl", "run.json"]
     assert recorder.tags["encoder_key.rna"] == "made-rna.key"
 
-    again = train(config, str(tmp_path), run="run", data=data, resume=True)
+    assert objects(s3_server, f"{s3_root}/runs/run/") - {""} == {
+        "checkpoint/model.safetensors", "checkpoint/state.pt", "config.yaml", "metrics.jsonl", "run.json",
+    }, "of Ray Train's own state only what marks the run's folder"  # fmt: skip
+
+    again = train(config, s3_root, run="run", data=data, resume=True)
     assert again.reused and again.history == result.history
     with pytest.raises(StorageError, match="holds this run already, finished"):
-        train(config, str(tmp_path), run="run", data=data)
+        train(config, s3_root, run="run", data=data)
     with pytest.raises(InputError, match="the split has no transcripts"):
-        train(config, str(tmp_path), data=data.with_split(np.full(len(data), "test")))
+        train(config, s3_root, data=data.with_split(np.full(len(data), "test")))
+
+
+def objects(server: S3Server, address: str) -> set[str]:
+    """All below a prefix, as the server has it."""
+    bucket, _, prefix = address.removeprefix("s3://").partition("/")
+    listed = s3_client(server.endpoint).list_objects_v2(Bucket=bucket, Prefix=prefix)
+    return {item["Key"].removeprefix(prefix) for item in listed["Contents"]}
 
 
 WORKER = """

@@ -16,7 +16,6 @@ import hashlib
 import json
 import math
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from isoformer.config import FrozenConfig, build, to_yaml
 from isoformer.documents import DocumentError, parse_mapping, parse_yaml, stored_mapping
 from isoformer.errors import FingerprintError, StorageError, shortened
 from isoformer.model import IsoFormer, load_model
-from isoformer.storage import LocalStorage, Storage
+from isoformer.storage import Storage
 from isoformer.training.checkpoint import LATEST_FILE, MODEL_FILE, STATE_FILE
 from isoformer.training.config import TrainConfig
 from isoformer.training.data import PinnedDataset
@@ -198,10 +197,7 @@ class RunFolder:
 
     def delete(self, under: str) -> None:
         """Delete the objects of the run below a folder."""
-        for key in self.storage.list(self.prefix + under):
-            self.storage.delete(key)
-        if isinstance(self.storage, LocalStorage):  # a folder is left behind only where there are folders
-            shutil.rmtree(self.storage.root / self.prefix / under, ignore_errors=True)
+        self.storage.delete_folder(self.prefix + under)
 
     def _latest(self) -> str | None:
         key = self.prefix + "resume/latest.json"
