@@ -24,11 +24,11 @@ install: .venv/installed
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $@
 
-# Debian's packages that some tests need, as root: a browser and Prometheus.
+# Debian's packages that some tests need, as root: a browser, Prometheus, a wrong clock.
 system:
-	for program in chromium chromedriver promtool; do command -v $$program > /dev/null || missing=1; done; \
+	for program in chromium chromedriver promtool faketime; do command -v $$program > /dev/null || missing=1; done; \
 	test -z "$$missing" || { apt-get update -qq && \
-		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium chromium-driver prometheus; }
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium chromium-driver prometheus faketime; }
 
 demo: install
 	$(BIN)/isoformer demo $(ARGS)
