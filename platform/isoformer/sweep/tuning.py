@@ -6,11 +6,12 @@ so that no two trials can wait for each other's.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Mapping
 
-from isoformer.errors import ConfigError
+from isoformer.errors import ConfigError, IsoformerError
 from isoformer.sweep import counters
 from isoformer.sweep.config import SweepConfig
 from isoformer.sweep.data import SharedData
@@ -70,6 +71,7 @@ def run_trials(
     from isoformer.sweep.trial import run_trial
 
     _keep_credentials_to_themselves()
+    logging.getLogger("ray.tune.execution.tune_controller").addFilter(_is_not_ours)
     config = searcher.config
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, shared=shared), _resources(config, searcher.base.workers)
@@ -95,6 +97,11 @@ def run_trials(
         counters.slots(searcher, concurrent)
         tuner.fit()
         counters.slots(searcher, 0)
+
+
+def _is_not_ours(record: logging.LogRecord) -> bool:
+    """Ray Tune logs an error that ends a sweep with its traceback; the command says ours in one line."""
+    return not (record.exc_info and isinstance(record.exc_info[1], IsoformerError))
 
 
 def _keep_credentials_to_themselves() -> None:
