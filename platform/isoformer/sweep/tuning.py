@@ -11,6 +11,8 @@ import os
 import tempfile
 from collections.abc import Mapping
 
+from ray.exceptions import RayError, RayTaskError
+
 from isoformer.errors import ConfigError, IsoformerError
 from isoformer.sweep import counters
 from isoformer.sweep.config import SweepConfig
@@ -71,7 +73,7 @@ def run_trials(
     from isoformer.sweep.trial import run_trial
 
     _keep_credentials_to_themselves()
-    logging.getLogger("ray.tune.execution.tune_controller").addFilter(_is_not_ours)
+    logging.getLogger("ray.tune.execution.tune_controller").addFilter(_without_traceback)
     config = searcher.config
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, shared=shared), _resources(config, searcher.base.workers)
@@ -99,9 +101,14 @@ def run_trials(
         counters.slots(searcher, 0)
 
 
-def _is_not_ours(record: logging.LogRecord) -> bool:
-    """Ray Tune logs an error that ends a sweep with its traceback; the command says ours in one line."""
-    return not (record.exc_info and isinstance(record.exc_info[1], IsoformerError))
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Ray Tune logs every error with its traceback. Of a worker that died a line is enough: its trial goes on
+    elsewhere. An error of ours ends the sweep, and is what the command says.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, RayError) and not isinstance(error, RayTaskError):
+        record.msg, record.args, record.exc_info = f"{record.getMessage()}: {type(error).__name__}", (), None
+    return not isinstance(error, IsoformerError)
 
 
 def _keep_credentials_to_themselves() -> None:
