@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 os.environ |= {
@@ -21,6 +22,15 @@ os.environ |= {
 NODE: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 100 << 20}
 
 
+def add_node(cluster: Any) -> None:
+    """Tried again where it comes up too late for Ray, on a machine that is busy with what was killed."""
+    for _ in range(2):
+        with suppress(Exception):  # Ray raises just that
+            cluster.add_node(**NODE)
+            return
+    cluster.add_node(**NODE)
+
+
 def main(nodes: int) -> None:
     from ray.cluster_utils import Cluster
 
@@ -28,10 +38,10 @@ def main(nodes: int) -> None:
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(nodes):
-            cluster.add_node(**NODE)
+            add_node(cluster)
         print(cluster.address, flush=True)
         for _ in sys.stdin:
-            cluster.add_node(**NODE)
+            add_node(cluster)
     finally:
         cluster.shutdown()
 
