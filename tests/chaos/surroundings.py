@@ -101,6 +101,8 @@ class Surroundings:
             attempt.process.wait()
             self.cluster.start()
             return "head and driver"
+        if kind in self.down:
+            return None
         self._service(kind).kill()
         self.down[kind] = time.monotonic() + self.random.uniform(*DOWN_SECONDS)
         return kind
