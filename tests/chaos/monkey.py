@@ -15,6 +15,8 @@ from chaos.surroundings import Kind, Surroundings
 
 STARTING: Final = 0.25
 """Share of the kills of drivers that hit them while they start, before they ask for anything."""
+SERVICES: Final = ("database", "storage server", "tracking server")
+"""What a verb may refuse to go on without."""
 ENDS_THE_ATTEMPT: Final = ("driver", "head")
 
 
@@ -80,4 +82,9 @@ class Monkey:
             self.ledger.settle("run again", of=lambda one: one.kind == ended_by)
             self.ledger.settle("went on")
             return
+        if any(one.kind in SERVICES and not one.outcome for one in self.ledger.faults):
+            self.ledger.settle(
+                "refused with a clear error", attempt.error(), of=lambda one: one.kind in SERVICES
+            )
+            self.ledger.settle("went on")
         self.ledger.settle("refused with a clear error", attempt.error())

@@ -96,11 +96,11 @@ def write_settings(
             "most_failures": 20, "stall_seconds": 60,
         },
         "train": {
-            "epochs": 25, "patience": 25, "max_failures": 8,
+            "epochs": 16, "patience": 16, "max_failures": 8,
             "model": {"width": 16, "heads": 2, "modalities": ["rna", "protein"]},
         },
         "sweep": {
-            "study": STUDY, "storage": study_url, "trials": 8, "epochs": 12, "grace_epochs": 4,
+            "study": STUDY, "storage": study_url, "trials": 6, "epochs": 10, "grace_epochs": 4,
             "variants": "fusion", "concurrent": 2, "checkpoint_seconds": 0.0, "max_failures": 8,
         },
         "tracking": tracking.model_dump(),

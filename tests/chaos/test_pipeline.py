@@ -18,10 +18,10 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1500)]
 
 STRIKES: dict[str, Sequence[Kind]] = {
     "prepare": ["driver"] * 2 + ["worker"] * 2 + ["node", "storage server"],
-    "embed": ["driver"] * 3 + ["worker"] * 6 + ["node"] * 2 + ["head", "storage server"],
-    "train": ["driver"] * 2 + ["worker"] * 4 + ["node", "tracking server", "storage server", "head"],
-    "sweep": ["driver"] * 3 + ["worker"] * 6 + ["node", "tracking server", "storage server", "head"]
-    + ["database"] * 3,
+    "embed": ["driver"] * 2 + ["worker"] * 5 + ["node", "head", "storage server"],
+    "train": ["driver"] * 2 + ["worker"] * 3 + ["node", "tracking server", "storage server"],
+    "sweep": ["driver"] * 2 + ["worker"] * 5 + ["node", "head", "tracking server", "storage server"]
+    + ["database"] * 2,
 }  # fmt: skip
 FAULTY, LATENCY_SECONDS, LATE_SECONDS = 0.06, 0.03, 1.0
 
