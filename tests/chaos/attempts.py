@@ -39,15 +39,17 @@ class Attempt:
 
     def error(self) -> str:
         """The one line in which a verb refuses. AssertionError where it ended in any other way."""
-        said = self.output.with_suffix(".err").read_text()
-        lines = [line for line in said.splitlines() if line.startswith("error: ")]
-        assert self.process.returncode == 2 and "Traceback" not in said and lines, self.tail()
+        lines = [line for line in self.said().splitlines() if line.startswith("error: ")]
+        assert self.process.returncode == 2 and "Traceback" not in self.said() and lines, self.tail()
         return lines[-1]
 
     def tail(self) -> str:
         """How it ended, for a failing test."""
-        said = self.output.with_suffix(".err").read_text()[-4000:]
-        return f"{self.verb} ended with {self.process.returncode}: {said}"
+        return f"{self.verb} ended with {self.process.returncode}: {self.said()[-4000:]}"
+
+    def said(self) -> str:
+        """All of its standard error."""
+        return self.output.with_suffix(".err").read_text()
 
 
 @contextmanager

@@ -73,8 +73,8 @@ def rows(root: str, path: str) -> dict[str, Any]:
     ("base", "kind", "reason"),
     [
         (Crashing, "worker_lost", "crashes_worker"),
-        pytest.param(Raising, "worker_failed", "crashes_worker", marks=pytest.mark.chaos),
-        pytest.param(Hanging, "worker_stalled", "stalls_worker", marks=pytest.mark.chaos),
+        pytest.param(Raising, "worker_failed", "crashes_worker", marks=pytest.mark.long),
+        pytest.param(Hanging, "worker_stalled", "stalls_worker", marks=pytest.mark.long),
     ],
     ids=["crashing", "raising", "hanging"],
 )

@@ -143,7 +143,7 @@ def test_what_a_kill_kept_from_the_tracker_is_told_when_the_run_is_gone_on_with(
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("ray_local")
 @pytest.mark.parametrize(
-    "workers", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.chaos)]
+    "workers", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.long)]
 )
 def test_a_killed_worker_goes_on_as_if_nothing_had_happened(
     workers: int, s3_root: str, s3_server: S3Server
