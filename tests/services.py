@@ -130,7 +130,7 @@ def _identity(name: str, key: str, actions: list[str]) -> dict[str, object]:
 def _free_ports(count: int) -> list[int]:
     """Ports that are free together with their gRPC companion, 10,000 higher."""
     found: list[int] = []
-    for port in range(20000 + os.getpid() % 5000, 45000):
+    for port in range(20000 + os.getpid() % 250 * 20, 45000):  # neighbours look for theirs at the same time
         if all(_is_free(candidate) for candidate in (port, port + 10000)):
             found.append(port)
         if len(found) == count:
