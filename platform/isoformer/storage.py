@@ -328,15 +328,15 @@ class S3Storage:
         return str(self._head(key)["ETag"])
 
     def delete(self, key: str) -> None:
-        self._delete(key, self._key(key))
+        self._delete(_checked_key(key))
 
     def delete_folder(self, prefix: str) -> None:
-        for key in self._listed(prefix):
-            self._delete(key, f"{self.prefix}/{key}" if self.prefix else key)
+        for key in [*self._listed(prefix)]:
+            self._delete(key)
 
-    def _delete(self, key: str, name: str) -> None:
+    def _delete(self, key: str) -> None:
         def remove() -> None:
-            self._s3().delete_object(Bucket=self.bucket, Key=name)
+            self._s3().delete_object(Bucket=self.bucket, Key=self._under_prefix(key))
 
         self._retried(key, "cannot be deleted", remove)
 
@@ -393,7 +393,7 @@ class S3Storage:
         )
 
     def _pages(self, prefix: str) -> Iterator[Any]:
-        start = f"{self.prefix}/{prefix}" if self.prefix else prefix
+        start = self._under_prefix(prefix)
         following: dict[str, str] = {}
 
         def page() -> Any:
@@ -407,7 +407,10 @@ class S3Storage:
             following["ContinuationToken"] = answer["NextContinuationToken"]
 
     def _key(self, key: str) -> str:
-        return f"{self.prefix}/{_checked_key(key)}" if self.prefix else _checked_key(key)
+        return self._under_prefix(_checked_key(key))
+
+    def _under_prefix(self, key: str) -> str:
+        return f"{self.prefix}/{key}" if self.prefix else key
 
     def _s3(self) -> Any:
         if self._client is None:
