@@ -1,7 +1,8 @@
-"""Exactly once, in two cases that the chaos of the whole pipeline (`tests/chaos`) does not meet: a lost
-witness, and rival drivers. Always the bytes of a run that nobody disturbed.
+"""Exactly once, whatever is killed and whenever: always the bytes of a run that nobody disturbed.
 
-`pytest -m long tests/embeddings/test_chaos.py`; CHAOS_SEED repeats one.
+`pytest -m long tests/embeddings/test_chaos.py`; CHAOS_SEED repeats one. Instants are drawn evenly over the
+time that an undisturbed run takes from the start of its process to the end of it; for what a driver starts
+and for nodes, from when Ray is up.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +26,7 @@ from isoformer.embeddings.config import EmbedConfig
 from isoformer.embeddings.pipeline import embed
 from isoformer.embeddings.store import EmbeddingDataset
 from isoformer.errors import ClusterError
-from isoformer.storage import open_storage
+from isoformer.storage import TEMPORARY_PREFIX, open_storage
 from tiny_dataset import write_dataset
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
@@ -103,6 +105,17 @@ def require_as_undisturbed(root: str, undisturbed: Undisturbed) -> None:
     require_each_once(root)
 
 
+def all_killed(
+    targets: list[Target], folder: Path, attempt: Callable[[str, list[Target]], list[Kill]]
+) -> list[Kill]:
+    """`attempt` on one prepared root after another, as some of the kills may come when a run is over."""
+    kills: list[Kill] = []
+    for count in range(4):
+        if len(kills) < len(targets):
+            kills += attempt(prepared(str(folder / f"root-{count}")), targets[len(kills) :])
+    return kills
+
+
 def killed_in_one_run(
     run: Run, targets: list[Target], seconds: float, chaos: Chaos, scenario: str
 ) -> list[Kill]:
@@ -114,6 +127,26 @@ def killed_in_one_run(
         for target, instant in zip(targets, instants, strict=True)
     ]
     return [kill for kill in kills if kill is not None]
+
+
+@pytest.mark.parametrize("round_", [1, 2])
+def test_workers_are_killed(tmp_path: Path, chaos: Chaos, undisturbed: Undisturbed, round_: int) -> None:
+    """The run goes on by itself."""
+
+    def attempt(root: str, targets: list[Target]) -> list[Kill]:
+        with watched(root, undisturbed.objects), started(root, tmp_path) as run:
+            run.wait_for_progress()
+            kills = killed_in_one_run(run, targets, undisturbed.embed_seconds, chaos, "workers")
+            killed_at = time.monotonic()
+            report = run.report()
+        require_as_undisturbed(root, undisturbed)
+        assert sum(report["failures"].values()) <= sum(kill.target == "actor" for kill in kills)
+        chaos.settle(kills, "went on", killed_at)
+        return kills
+
+    targets: list[Target] = ["actor", "actor", "actor", "tokeniser", "tokeniser"]
+    chaos.random.shuffle(targets)
+    assert len(all_killed(targets, tmp_path, attempt)) == len(targets)
 
 
 def test_a_witness_is_killed(tmp_path: Path, chaos: Chaos, undisturbed: Undisturbed) -> None:
@@ -138,6 +171,64 @@ def test_tokenising_that_always_dies_has_an_end(
         embed(EmbedConfig(encoders=CONFIG.encoders[-1:]), root)
 
 
+@pytest.mark.parametrize("targets", [["driver", "head", "driver", "driver"], ["driver", "driver", "head"]])
+def test_drivers_are_killed(
+    tmp_path: Path, chaos: Chaos, undisturbed: Undisturbed, targets: list[Target]
+) -> None:
+    """Run again, killed again: what the killed ones have left is taken up, and the last one completes it."""
+
+    def attempt(root: str, targets: list[Target]) -> list[Kill]:
+        kills: list[Kill] = []
+        with watched(root, undisturbed.objects), ExitStack() as stack:
+            for target in targets:
+                run = stack.enter_context(started(root, tmp_path))
+                killed = killed_in_one_run(run, [target], undisturbed.seconds, chaos, "drivers")
+                run.process.wait(timeout=RUN_SECONDS)  # a driver without its head ends, or starts another
+                if not killed:
+                    break
+                kills += killed
+            run = stack.enter_context(started(root, tmp_path))
+            last = killed_while_a_manifest_is_written(run, root)
+            killed_at = time.monotonic()
+            stack.enter_context(started(root, tmp_path)).report()
+        require_as_undisturbed(root, undisturbed)
+        chaos.settle(kills + last, "run again", killed_at)
+        return kills
+
+    assert len(all_killed(targets, tmp_path, attempt)) == len(targets)
+
+
+def killed_while_a_manifest_is_written(run: Run, root: str) -> list[Kill]:
+    while run.is_running and not any(Path(root, "embeddings").rglob(f"{TEMPORARY_PREFIX}manifest*")):
+        time.sleep(0.005)
+    kill = kill_at(run, "driver", 0, "drivers")
+    return [replace(kill, stage="writing a manifest")] if kill else []
+
+
+def test_nodes_are_killed(tmp_path: Path, chaos: Chaos, undisturbed: Undisturbed) -> None:
+    """Two of three nodes, one after the other; the head does the rest.
+
+    It has two CPUs for three workers and for tokenising. Packs are slow, as workers outlive their node for
+    some seconds.
+    """
+
+    def attempt(root: str, targets: list[Target]) -> list[Kill]:
+        nodes = 1 + len(targets)
+        with (
+            watched(root, undisturbed.objects),
+            started(root, tmp_path, nodes=nodes, pack_seconds=0.8) as run,
+        ):
+            run.wait_for_progress()
+            kills = killed_in_one_run(run, targets, undisturbed.embed_seconds, chaos, "nodes")
+            killed_at = time.monotonic()
+            run.report()
+        require_as_undisturbed(root, undisturbed)
+        chaos.settle(kills, "went on", killed_at)
+        return kills
+
+    assert len(all_killed(["node", "node"], tmp_path, attempt)) == 2
+
+
 def test_two_drivers_at_once_are_killed_on_s3(
     tmp_path: Path, chaos: Chaos, undisturbed: Undisturbed, s3_root: str
 ) -> None:
@@ -157,3 +248,12 @@ def test_two_drivers_at_once_are_killed_on_s3(
     require_as_undisturbed(s3_root, undisturbed)
     chaos.settle(kills, "run again", killed_at)
     assert {"actor", "driver"} <= {kill.target for kill in kills}
+
+
+def test_the_kills_were_many_and_of_all_kinds(chaos: Chaos) -> None:
+    """Runs last: of every target, and enough of them."""
+    if len({kill.scenario for kill in chaos.kills}) < 4:
+        pytest.skip("counts the kills of all scenarios")
+    targets = Counter(kill.target for kill in chaos.kills)
+    assert targets.keys() >= {"driver", "actor", "tokeniser", "node", "head"}
+    assert targets.total() >= 20

@@ -1,7 +1,4 @@
-"""A sweep whose driver or worker is killed, or that is paused, ends as one that nobody disturbed.
-
-Many kills of everything that a sweep leans on: `tests/chaos`.
-"""
+"""A sweep whose driver, worker or node is killed ends as one that nobody disturbed."""
 
 from __future__ import annotations
 
@@ -114,11 +111,33 @@ def undisturbed(ray_local: None, shared: SharedData, tmp_path_factory: pytest.Te
     return sweep(CONFIG, BASE, str(root), tracking=QUIET, data=shared)
 
 
-def pickled(root: Path, shared: SharedData) -> Path:
+def pickled(root: Path, shared: SharedData, config: SweepConfig = CONFIG) -> Path:
     """What a driver of its own process is given."""
     made = root / "made.pickle"
-    made.write_bytes(pickle.dumps((shared, CONFIG, BASE)))
+    made.write_bytes(pickle.dumps((shared, config, BASE)))
     return made
+
+
+def disturbed(
+    root: Path, shared: SharedData, kills: int, *, what: tuple[str, ...], seed: int
+) -> tuple[SweepResult, list[str]]:
+    """Kill at `kills` random points of the study's progress, then let a last driver come to the end."""
+    random_points = random.Random(seed)
+    made = pickled(root, shared)
+    killed: list[str] = []
+    while len(killed) < kills:
+        with driver(root, made) as process:
+            kind = what[len(killed) % len(what)]
+            if not progressed(root, random_points.randint(1, 40), process):
+                break
+            time.sleep(random_points.random() * 0.2)
+            if kind == "driver":
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                kill_a_worker(random_points)
+                progressed(root, 15, process)
+            killed.append(kind)
+    return sweep(CONFIG, BASE, str(root), tracking=QUIET, data=shared, resume=True), killed
 
 
 def progressed(root: Path, steps: int, process: subprocess.Popen[bytes]) -> bool:
@@ -157,6 +176,66 @@ def test_kills_and_a_pause_change_nothing(
     assert not list((tmp_path / "studies" / "sweep").glob("checkpoints/*")), "ended trials leave none"
 
 
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_ten_kills_at_random_points_change_nothing(
+    undisturbed: SweepResult, shared: SharedData, tmp_path: Path
+) -> None:
+    killed: list[str] = []
+    for round_number in range(5):  # a study is over before ten kills fit in
+        if len(killed) >= 10:
+            break
+        root = tmp_path / str(round_number)
+        root.mkdir()
+        result, now = disturbed(
+            root, shared, min(5, 10 - len(killed)), what=("driver", "worker"), seed=10 + round_number
+        )
+        killed += now
+        assert identity(result.trials) == identity(undisturbed.trials)
+    assert len(killed) == 10, killed
+
+
 def test_a_request_needs_a_sweep(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="no sweep of this name was begun"):
         ask_for(open_storage(str(tmp_path)), "sweep", "pause")
+
+
+NODES = """
+import json, os, pickle, signal, sys, threading, time
+os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+from ray.cluster_utils import Cluster
+from isoformer.ray_session import RayConfig, ray_session
+from isoformer.sweep import sweep
+from isoformer.tracking import TrackingConfig
+
+root, made = sys.argv[1:]
+shared, config, base = pickle.load(open(made, "rb"))
+size = {"object_store_memory": 128 << 20}
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **size})
+nodes = [cluster.add_node(num_cpus=1, **size) for _ in range(2)]
+ended = []
+
+def progress(row):
+    ended.append(row)
+    if len(ended) == 2:  # a node goes in the middle of a trial, with everything on it
+        os.kill(nodes[0].all_processes["raylet"][0].process.pid, signal.SIGKILL)
+
+with ray_session(RayConfig(address=cluster.address)):
+    sweep(config, base, root, tracking=TrackingConfig(enabled=False), data=shared, progress=progress)
+os._exit(0)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_node_that_is_killed_changes_nothing(
+    undisturbed: SweepResult, shared: SharedData, tmp_path: Path
+) -> None:
+    made = pickled(tmp_path, shared, CONFIG.edited(max_failures=4))
+    done = subprocess.run(
+        [sys.executable, "-c", NODES, str(tmp_path), str(made)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "studies" / "sweep" / "trials.json").read_text())
+    ours = [(t["number"], t["state"], t["value"], t["params"]) for t in found["trials"]]
+    assert ours == [(t.number, t.state, t.value, t.params) for t in undisturbed.trials]
