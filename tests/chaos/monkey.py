@@ -82,9 +82,9 @@ class Monkey:
             self.ledger.settle("run again", of=lambda one: one.kind == ended_by)
             self.ledger.settle("went on")
             return
+        error = attempt.error()
         if any(one.kind in SERVICES and not one.outcome for one in self.ledger.faults):
-            self.ledger.settle(
-                "refused with a clear error", attempt.error(), of=lambda one: one.kind in SERVICES
-            )
+            self.ledger.settle("refused with a clear error", error, of=lambda one: one.kind in SERVICES)
             self.ledger.settle("went on")
-        self.ledger.settle("refused with a clear error", attempt.error())
+            return
+        self.ledger.settle("refused with a clear error", error)

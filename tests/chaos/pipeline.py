@@ -31,6 +31,8 @@ VERBS: Final[dict[str, tuple[str, ...]]] = {
 """In their order; each is run again with the same command until it is done."""
 CLOCK: Final = ("wait_share", "transcripts_per_second", "device_hours")
 """Metrics that are another value in every run."""
+ONLY_IN_A_FOLDER: Final = ("/.lock", "/report.html")
+"""Ends of names under a root in a folder that one on a bucket has not."""
 CLOCK_OF_TRIALS: Final = ("seconds", "device_seconds", "training_seconds", "started", "ended", "run")
 
 
@@ -112,8 +114,7 @@ def write_settings(
 def results(place: Place) -> Results:
     """Everything there is, but for what the clock says."""
     storage = place.storage
-    ours = ("/.lock", "/report.html")  # only under a root in a folder
-    names = [key for key in storage.list() if not key.endswith(ours)]
+    names = [key for key in storage.list() if not key.endswith(ONLY_IN_A_FOLDER)]
     data = [key for key in names if key.startswith(("transcripts/", "embeddings/", "reference/"))]
     data += [f"runs/{RUN}/checkpoint/model.safetensors"]
     lines = storage.read_bytes(f"runs/{RUN}/metrics.jsonl").decode().splitlines()
@@ -135,7 +136,7 @@ def require_equal(found: Results, expected: Results) -> None:
             assert sorted(ours) == sorted(theirs), part
             for name in ours:
                 assert ours[name] == theirs[name], (part, name)
-        assert ours == theirs, (part, sorted(set(ours) ^ set(theirs)) if part == "names" else ours)
+        assert ours == theirs, (part, ours, theirs)
 
 
 def require_study_as_told(place: Place, found: Results) -> None:
