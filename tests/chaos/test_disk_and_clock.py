@@ -52,12 +52,16 @@ def verb(around: Surroundings, place: Place, name: str, **environment: str) -> I
 
 
 def at_another_time(offset: str) -> dict[str, str]:
-    """The environment of a process whose clock is off; timeouts are measured by another one."""
+    """The environment of a process whose clock is off; timeouts are measured by another one.
+
+    faketime reads its settings again every ten seconds, in whichever thread then asks for the time; a library
+    that sets a variable of the environment meanwhile ends the process. Hence its cache of a day.
+    """
     if not FAKETIME.exists():
         pytest.skip("faketime is not installed")
     mended = os.pathsep.join([str(Path(__file__).with_name("clock")), os.environ.get("PYTHONPATH", "")])
     preloaded = {"LD_PRELOAD": str(FAKETIME), "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-    return {**preloaded, "PYTHONPATH": mended.rstrip(os.pathsep)}
+    return {**preloaded, "FAKETIME_CACHE_DURATION": "86400", "PYTHONPATH": mended.rstrip(os.pathsep)}
 
 
 def has_begun(place: Place, name: str) -> bool:

@@ -272,8 +272,8 @@ def _status(searcher: StudySearcher) -> Status:
 def _write(result: SweepResult, storage: Storage) -> None:
     prefix = f"studies/{result.study}"
     if result.status == "finished":
-        for key in [*storage.list(f"{prefix}/models/"), *storage.list(f"{prefix}/checkpoints/")]:
-            storage.delete(key)
+        storage.delete_folder(f"{prefix}/models/")
+        storage.delete_folder(f"{prefix}/checkpoints/")
     storage.write_bytes(f"{prefix}/trials.json", json.dumps(result.to_json(), indent=1).encode())
     if result.best is not None:
         storage.write_bytes(f"{prefix}/best.yaml", to_yaml(result.best).encode())
