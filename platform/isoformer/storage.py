@@ -303,7 +303,7 @@ class S3Storage:
         return pa.PythonFile(RangeReader(int(head["ContentLength"]), read_range), mode="r")
 
     def list(self, prefix: str = "") -> list[str]:
-        return sorted(key for key in self._listed(prefix) if not key.endswith("/"))
+        return sorted(key for key in self._listed(prefix) if key and not key.endswith("/"))
 
     def exists(self, key: str) -> bool:
         from botocore.exceptions import ClientError
@@ -341,7 +341,7 @@ class S3Storage:
         self._retried(key, "cannot be deleted", remove)
 
     def _listed(self, prefix: str) -> Iterator[str]:
-        """Keys, those that end with "/" too: consoles and file systems mark a folder so."""
+        """Keys, those that end with "/" too, and an empty one: consoles and file systems mark folders so."""
         _checked_prefix(prefix)
         cut = len(self.prefix) + 1 if self.prefix else 0
         for page in self._pages(prefix):

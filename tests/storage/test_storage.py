@@ -181,12 +181,13 @@ class TestS3(StorageContract):
         """A console and pyarrow's file system make such objects; Ray Train keeps its state by the latter."""
         bucket, _, prefix = s3_root.removeprefix("s3://").partition("/")
         client = s3_client(s3_server.endpoint)
-        for marker in ("runs/a/", "runs/a/ray/"):
+        for marker in ("", "runs/a/", "runs/a/ray/"):
             client.put_object(Bucket=bucket, Key=f"{prefix}/{marker}", Body=b"")
         storage.write_bytes("runs/a/x", b"")
-        assert storage.list("runs/") == ["runs/a/x"]
+        assert storage.list("runs/") == storage.list() == ["runs/a/x"]
         storage.delete_folder("runs/a/")
-        assert client.list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/")["KeyCount"] == 0
+        left = client.list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/")["Contents"]
+        assert [one["Key"] for one in left] == [f"{prefix}/"], "the mark of the root, which stays"
 
     def test_more_than_one_page(self, storage: Storage) -> None:
         for n in range(1005):
