@@ -10,7 +10,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 LOCK := platform/requirements.lock
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
-export PYTHONDONTWRITEBYTECODE := 1
+# Ray starts many processes; each would compile torch and the rest again, half of its start.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install system demo test quick long chaos fuzz audit sbom check format lock clean
 
