@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -26,6 +28,9 @@ from isoformer.storage import LocalStorage
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1500)]
 
 FAKETIME: Final = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
+CRASHES: Final = 2
+"""Of faketime's own, that are borne with."""
+IN_GETENV: Final = re.compile(r"^PC: @ .*\bgetenv$", re.MULTILINE)
 DAYS_OFF: Final = {"prepare": "-40d", "embed": "+3d", "train": "-400d", "sweep": "+40d"}
 
 
@@ -52,16 +57,19 @@ def verb(around: Surroundings, place: Place, name: str, **environment: str) -> I
 
 
 def at_another_time(offset: str) -> dict[str, str]:
-    """The environment of a process whose clock is off; timeouts are measured by another one.
-
-    faketime reads its settings again every ten seconds, in whichever thread then asks for the time; a library
-    that sets a variable of the environment meanwhile ends the process. Hence its cache of a day.
-    """
+    """The environment of a process whose clock is off; timeouts are measured by another one."""
     if not FAKETIME.exists():
         pytest.skip("faketime is not installed")
     mended = os.pathsep.join([str(Path(__file__).with_name("clock")), os.environ.get("PYTHONPATH", "")])
     preloaded = {"LD_PRELOAD": str(FAKETIME), "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
     return {**preloaded, "FAKETIME_CACHE_DURATION": "86400", "PYTHONPATH": mended.rstrip(os.pathsep)}
+
+
+def crashed_by_faketime(attempt: Attempt) -> bool:
+    """It looks into the environment at every `getpid` and, without its cache, at the time; it crashes there
+    where another thread of the process sets a variable meanwhile. Counted as one more kill.
+    """
+    return attempt.process.returncode == -signal.SIGSEGV and bool(IN_GETENV.search(attempt.said()))
 
 
 def has_begun(place: Place, name: str) -> bool:
@@ -90,10 +98,15 @@ def test_a_verb_on_a_full_disk_refuses_and_goes_on_with_room_and_a_wrong_clock(
         ledger.settle("refused with a clear error", attempt.error())
         assert isinstance(small.storage, LocalStorage) and not small.storage.abandoned()
     journal = full(around.folder / "small-journal")
-    with verb(around, small, name, **at_another_time(DAYS_OFF[name])) as attempt:
-        ledger.add(name, "full disk: journal", "tracking-journal", started_at=attempt.started_at)
-        ledger.add(name, "clock: wrong by days", DAYS_OFF[name], started_at=attempt.started_at)
-        assert attempt.process.wait(timeout=ATTEMPT_SECONDS) == 0, attempt.tail()
+    for _ in range(CRASHES + 1):
+        with verb(around, small, name, **at_another_time(DAYS_OFF[name])) as attempt:
+            ledger.add(name, "full disk: journal", "tracking-journal", started_at=attempt.started_at)
+            ledger.add(name, "clock: wrong by days", DAYS_OFF[name], started_at=attempt.started_at)
+            attempt.process.wait(timeout=ATTEMPT_SECONDS)
+        if not crashed_by_faketime(attempt):
+            break
+        ledger.settle("run again")
+    assert attempt.process.returncode == 0, attempt.tail()
     journal.unlink()
     ledger.settle("went on")
     ledger.recovered()
