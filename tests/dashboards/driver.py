@@ -67,7 +67,7 @@ def main(root: str) -> None:
     from isoformer.stages import run_embed, run_train
     from isoformer.sweep_stages import run_sweep
 
-    write_dataset(root, shards=12, poison_protein=True)
+    write_dataset(root, shards=96, poison_protein=True)  # some seconds of work: a rate needs two scrapes
     chosen, out = settings(root), Output(as_json=True)
     with redirect_stdout(sys.stderr):
         run_embed(chosen, out)
