@@ -61,7 +61,9 @@ class Monkey:
             if drawn and is_due and attempt.is_running:
                 kind = drawn[0]
                 what = self.around.strike(kind, attempt)
-                if what is not None:
+                if what is None:  # none there now: another first, or the verb is done before they all were
+                    drawn.rotate(-1)
+                else:
                     drawn.popleft()
                     self.ledger.add(attempt.verb, kind, what, started_at=attempt.started_at)
                     if kind in ENDS_THE_ATTEMPT:
