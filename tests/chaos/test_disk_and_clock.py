@@ -66,8 +66,8 @@ def at_another_time(offset: str) -> dict[str, str]:
 
 
 def crashed_by_faketime(attempt: Attempt) -> bool:
-    """It looks into the environment at every `getpid` and, without its cache, at the time; it crashes there
-    where another thread of the process sets a variable meanwhile. Counted as one more kill.
+    """faketime looks into the environment at every `getpid`, and crashes there where another thread of the
+    process sets a variable meanwhile. Without its cache it looks there for the time, too.
     """
     return attempt.process.returncode == -signal.SIGSEGV and bool(IN_GETENV.search(attempt.said()))
 
