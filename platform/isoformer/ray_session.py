@@ -8,17 +8,25 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, cast
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from isoformer.config import FrozenConfig
 from isoformer.errors import ClusterError
+from isoformer.masking import without_password
 from isoformer.s3_settings import ENCRYPTION, KMS_KEY
 
 START_ATTEMPTS: Final = 3
+ANSWER_SECONDS: Final = 10.0
+"""In which a cluster's head must accept a connection. Ray by itself tries for a quarter of an hour."""
+_CONNECT_ATTEMPTS: Final = "RAY_gcs_server_port_wait_time_s"
+"""Ray's name for how often it tries to reach a head; one attempt takes 40 seconds."""
 _LEAVES_LOOPBACK: Final = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 OFFLINE: Final = "HF_HUB_OFFLINE"
 """Set in every worker: weights come from the root, and a thousand actors never ask a hub."""
@@ -100,9 +108,12 @@ def _start(config: RayConfig, address: str | None) -> None:
     os.environ[_LEAVES_LOOPBACK] = str(int(leaves_loopback))
     # what the driver has read from the environment already, when ray was imported
     cast(Any, ray_constants).ENABLE_RAY_CLUSTER = leaves_loopback
+    if address:
+        _require_answer(address)
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
-            ray.init(**_init_arguments(config, address))
+            with _bounded_connection(address):
+                ray.init(**_init_arguments(config, address))
             return
         except Exception as error:  # Ray raises the bare class where a node does not come up in 30 s
             ray.shutdown()
@@ -110,8 +121,43 @@ def _start(config: RayConfig, address: str | None) -> None:
             if not slow and not isinstance(error, ConnectionError | RuntimeError | ValueError):
                 raise
             if attempt == START_ATTEMPTS or not slow:
-                where = address or "this machine"
+                where = without_password(address or "this machine")
                 raise ClusterError(f"Ray at {where} cannot be reached or started: {error}") from error
+
+
+def _require_answer(address: str) -> None:
+    """ClusterError where `address` is none, or nothing accepts connections there."""
+    named = f"ray.address or RAY_ADDRESS: {without_password(address)}"
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host or not port:
+        raise ClusterError(f"{named}: must be the head's host:port, as 10.0.0.1:6379")
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=ANSWER_SECONDS).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                why = error.strerror or error
+                raise ClusterError(f"{named}: no cluster answers there ({why}); is it up?") from error
+            time.sleep(0.5)
+
+
+@contextmanager
+def _bounded_connection(address: str | None) -> Iterator[None]:
+    """What answers at an address but is no head is given up on after one attempt of Ray's."""
+    if not address or _CONNECT_ATTEMPTS in os.environ:
+        yield
+        return
+    os.environ[_CONNECT_ATTEMPTS] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_CONNECT_ATTEMPTS]
 
 
 def _require_loopback(address: str | None) -> None:
