@@ -191,10 +191,11 @@ def planning_row(one: dict[str, Any]) -> str:
     )
 
 
-def validation_row(name: str, found: dict[str, Any]) -> str:
-    errors = ", ".join(f"{100 * (found['simulated'] / real - 1):+.0f}%" for real in found["real"])
-    seconds = ", ".join(f"{real:.1f}" for real in found["real"])
-    return f"| {name.replace('_', ' ')} | {seconds} | {found['simulated']:.1f} | {errors} |"
+def validation_row(name: str, found: dict[str, list[float]]) -> str:
+    pairs = list(zip(found["real"], found["simulated"], strict=True))
+    errors = ", ".join(f"{100 * (simulated / real - 1):+.0f}%" for real, simulated in pairs)
+    real, simulated = (", ".join(f"{one:.1f}" for one in found[kind]) for kind in ("real", "simulated"))
+    return f"| {name.replace('_', ' ')} | {real} | {simulated} | {errors} |"
 
 
 def page_rows() -> list[str]:

@@ -53,30 +53,30 @@ class Comparison:
 
 
 def compare(folder: Path, rounds: int, ray_cost: RayCost) -> list[Comparison]:
-    """A run that calibrates (its profile and its start-up are what the simulation is told), then in turns one
-    that is left alone and one whose worker is killed.
+    """In turns a run that is left alone and one whose worker is killed. The simulation of each is told the
+    profile and the start-up of the run left alone before it, so that both had the same machine; one more
+    comes first.
     """
     choice = EncoderChoice(name="esm2-8m", random_seed=0)
     config = engine_config(
         choice, "bins:16", folder / "engine.yaml", actors=2, threads_per_actor=1, cpus_per_actor=1
     )
     prepared = prepare_proteins(sample_proteins(_TOKENS, least=4 * SHARDS), folder, shards=SHARDS)
-    calibrated, startup = (
-        folder / "calibrated",
-        _run(prepared, config, folder / "first", 0)["startup_seconds"],
-    )
+    calibrated, first = folder / "calibrated", folder / "first"
+    startup = _run(prepared, config, first, 0)["startup_seconds"]
     shutil.copytree(prepared, calibrated)
-    shutil.copy(folder / "first" / "profile.json", calibrated)
-    predicted = {
-        kill_after: _predicted(calibrated, config, startup, kill_after, ray_cost)
-        for kill_after in (0, KILL_AFTER)
-    }
+    shutil.copy(first / "profile.json", calibrated)
     found = []
     for number in range(rounds):
-        for kill_after, expected in predicted.items():
-            report = _run(calibrated, config, folder / f"run_{number}_{kill_after}", kill_after)
+        for kill_after in (0, KILL_AFTER):
+            expected = _predicted(calibrated, config, startup, kill_after, ray_cost)
+            place = folder / f"run_{number}_{kill_after}"
+            report = _run(prepared, config, place, kill_after)
             seconds = report["actual_seconds"]
             found.append(Comparison(kill_after > 0, seconds, expected.work_seconds, report["failures"]))
+            if not kill_after:
+                startup = report["startup_seconds"]
+                shutil.copy(place / "profile.json", calibrated)
     return found
 
 
