@@ -126,7 +126,7 @@ def _start(config: RayConfig, address: str | None) -> None:
 
 
 def _require_answer(address: str) -> None:
-    """ClusterError where `address` is none, or nothing accepts connections there."""
+    """ClusterError where `address` names no host and port, or nothing accepts connections there."""
     named = f"ray.address or RAY_ADDRESS: {without_password(address)}"
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")

@@ -25,9 +25,11 @@ from isoformer.benchmark.schedule_cluster import Conditions, RayCost
 from isoformer.benchmark.schedule_run import Outcome, simulate
 from isoformer.embeddings.pipeline import EmbedProgress, embed
 from isoformer.embeddings.plan import ShardWork, plan
+from isoformer.embeddings.profile import read_profile
 from isoformer.encoders.registry import EncoderChoice
 from isoformer.ray_session import ray_session
 from isoformer.settings import load_settings
+from isoformer.storage import open_storage
 
 SHARDS: Final = 12
 KILL_AFTER: Final = 4
@@ -63,19 +65,18 @@ def compare(folder: Path, rounds: int, ray_cost: RayCost) -> list[Comparison]:
     )
     prepared = prepare_proteins(sample_proteins(_TOKENS, least=4 * SHARDS), folder, shards=SHARDS)
     calibrated, first = folder / "calibrated", folder / "first"
-    startup = _run(prepared, config, first, 0)["startup_seconds"]
+    _run(prepared, config, first, 0)
     shutil.copytree(prepared, calibrated)
     shutil.copy(first / "profile.json", calibrated)
     found = []
     for number in range(rounds):
         for kill_after in (0, KILL_AFTER):
-            expected = _predicted(calibrated, config, startup, kill_after, ray_cost)
+            expected = _predicted(calibrated, config, kill_after, ray_cost)
             place = folder / f"run_{number}_{kill_after}"
             report = _run(prepared, config, place, kill_after)
             seconds = report["actual_seconds"]
             found.append(Comparison(kill_after > 0, seconds, expected.work_seconds, report["failures"]))
             if not kill_after:
-                startup = report["startup_seconds"]
                 shutil.copy(place / "profile.json", calibrated)
     return found
 
@@ -128,9 +129,11 @@ def _run(prepared: Path, config: Path, place: Path, kill_after: int) -> Mapping[
     return program_json(command, place.with_suffix(".said"))
 
 
-def _predicted(root: Path, config: Path, startup: float, kill_after: int, ray_cost: RayCost) -> Outcome:
-    """By the real plan of the same root."""
+def _predicted(root: Path, config: Path, kill_after: int, ray_cost: RayCost) -> Outcome:
+    """By the real plan of the same root, and the start-up in its profile."""
     embed_config = load_settings(str(config)).embed
+    startup = read_profile(open_storage(str(root))).startup_seconds
+    assert startup is not None, "the run before wrote it"
     conditions = Conditions(
         actors_per_node=2,
         process_start_seconds=startup,
